@@ -1,0 +1,160 @@
+"""onnx: one exported program to one ONNX file, through ``torch.onnx.export(dynamo=True)``.
+
+The file has the graph's own input and output names, inferred shapes, and external data above
+2 GB (protobuf's limit). It is checked by ``onnx.checker`` before it takes its final name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.converters import Artifact
+from edgekit.errors import EdgekitError
+from edgekit.targets import Target
+
+if TYPE_CHECKING:
+    from torch.onnx import ONNXProgram
+
+    from edgekit.model import Graph
+
+SUFFIX = ".onnx"
+ACCEPTS = "graph"
+REQUIRES = {"onnx": "onnx", "onnxscript": "onnxscript"}
+#: Opset 23 keeps attention whole, and TensorRT for RTX does not build that in fp32.
+DEFAULT_OPSET = 20
+_EXTERNAL_ABOVE = 2 * 1024**3 - 64 * 1024**2
+
+
+def convert(source: Graph, out: Path, target: Target) -> Artifact:
+    """Write ``out`` at the highest opset that both we and the target take.
+
+    Raises:
+        EdgekitError: torch cannot express the graph in ONNX, or the result is invalid.
+    """
+    opset = min(DEFAULT_OPSET, target.opset or DEFAULT_OPSET)
+    program = _export(source, max(opset, 18))
+    _save(program, out, opset)
+    model = _check(out, source)
+    nodes = Counter(node.op_type for node in model.graph.node)
+    return Artifact("onnx", out, {"opset": opset, "nodes": dict(nodes.most_common())})
+
+
+def _export(source: Graph, opset: int) -> ONNXProgram:
+    import torch
+
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                source.exported,
+                (),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[spec.name for spec in source.inputs],
+                output_names=list(source.outputs),
+                custom_translation_table=_quantization_table(),
+                verbose=False,
+            )
+    except Exception as error:
+        raise EdgekitError(
+            "The model cannot be expressed in ONNX.", _cause(error), "Report the operator named."
+        ) from error
+    if program is None:
+        raise EdgekitError("torch.onnx.export gave no program.")
+    return program
+
+
+def _quantization_table() -> dict[Any, Any]:
+    """Q and DQ whose scale has the dtype of the float side, as opset 19 and later ask."""
+    import onnx_ir as ir
+    import torch
+    from onnxscript import opset20 as op
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers the operators
+
+    zero = ir.tensor([0], dtype=ir.DataType.INT8).numpy()[0]
+
+    def quantize(x: Any, scale: float, zero_point: int, low: int, high: int, dtype: int) -> Any:
+        like = op.CastLike(op.Constant(value_float=scale), x)
+        return op.QuantizeLinear(x, like, op.Constant(value=ir.tensor(zero)))
+
+    def dequantize(
+        x: Any,
+        scale: float,
+        zero_point: int,
+        low: int,
+        high: int,
+        dtype: int,
+        out_dtype: int = 1,
+    ) -> Any:
+        typed = op.Cast(op.Constant(value_float=scale), to=out_dtype or 1)
+        return op.DequantizeLinear(x, typed, op.Constant(value=ir.tensor(zero)))
+
+    def dequantize_channels(
+        x: Any,
+        scales: Any,
+        zeros: Any,
+        axis: int,
+        low: int,
+        high: int,
+        dtype: int,
+        out_dtype: int = 1,
+    ) -> Any:
+        return op.DequantizeLinear(x, op.Cast(scales, to=out_dtype or 1), zeros, axis=axis)
+
+    library = torch.ops.quantized_decomposed
+    return {
+        library.quantize_per_tensor.default: quantize,
+        library.dequantize_per_tensor.default: dequantize,
+        library.dequantize_per_channel.default: dequantize_channels,
+    }
+
+
+def _save(program: ONNXProgram, out: Path, opset: int) -> None:
+    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values()
+               if value.const_value is not None)
+    program.save(str(out), external_data=size > _EXTERNAL_ABOVE)
+
+
+def _check(path: Path, source: Graph) -> Any:
+    """Validate the file with shapes inferred, and that its interface is the graph's."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        path.unlink(missing_ok=True)
+        raise EdgekitError("The exported ONNX file is invalid.", str(error)) from error
+    model = onnx.load(str(path), load_external_data=False)
+    names = tuple(value.name for value in model.graph.output)
+    if names != source.outputs:
+        raise EdgekitError("The ONNX file's outputs are misnamed.", f"{names}, {source.outputs}")
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's progress lines; its errors still arrive as exceptions."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message: the exporter wraps it several times."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,1 @@
+"""Rewrites: one export-friendly lowering per file, each equal to what it replaces."""

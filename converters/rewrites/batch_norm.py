@@ -1,0 +1,62 @@
+"""batch_norm: fold a batch norm in evaluation mode into the convolution before it.
+
+    y = g (W x + b - m) / sqrt(v + e) + h  =  (a W) x + a (b - m) + h,  a = g / sqrt(v + e)
+
+exact up to rounding; only where the convolution feeds nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import Node
+
+    from edgekit.edit import Editor
+    from edgekit.model import Graph
+
+CONVOLUTIONS = ("aten.conv2d.default", "aten.conv1d.default", "aten.conv2d.padding")
+
+
+def rewrite(graph: Graph) -> Graph:
+    """The graph with every batch norm that follows a convolution folded into it."""
+    from edgekit.edit import Editor
+
+    editor = Editor(graph)
+    for norm in editor.calls("aten.batch_norm.default"):
+        source = norm.args[0]
+        follows = str(getattr(source, "target", "")) in CONVOLUTIONS
+        if follows and len(source.users) == 1 and not norm.args[5]:  # type: ignore[union-attr]
+            _fold(editor, source, norm)  # type: ignore[arg-type]
+    return editor.done()
+
+
+def _fold(editor: Editor, convolution: Node, norm: Node) -> None:
+    import torch
+
+    weight, bias = (_tensor(editor, convolution, index) for index in (1, 2))
+    gain, shift, mean, variance = (_tensor(editor, norm, index) for index in (1, 2, 3, 4))
+    if weight is None or mean is None or variance is None:
+        return
+    epsilon = float(norm.args[7])  # type: ignore[arg-type]
+    factor = (variance.double() + epsilon).rsqrt()
+    if gain is not None:
+        factor = factor * gain.double()
+    offset = ((0 if bias is None else bias.double()) - mean.double()) * factor
+    if shift is not None:
+        offset = offset + shift.double()
+    scaled = weight.double() * factor.reshape(-1, *[1] * (weight.dim() - 1))
+    holder: Any = convolution.args[1]
+    name = editor.tensor_name(holder)
+    dtype = weight.dtype
+    rest = list(convolution.args[3:])
+    stored = editor.buffer(f"{name}_folded_{norm.name}", scaled.to(dtype))
+    moved = editor.buffer(f"{name}_folded_bias_{norm.name}", torch.as_tensor(offset).to(dtype))
+    convolution.args = (convolution.args[0], stored, moved, *rest)
+    editor.replace(norm, convolution)
+
+
+def _tensor(editor: Editor, node: Node, index: int) -> torch.Tensor | None:
+    stored = editor.tensor(node.args[index]) if len(node.args) > index else None
+    return None if stored is None else stored.detach()

@@ -1,0 +1,154 @@
+"""Editing an ExportedProgram: the one place that rewires graphs and their signature.
+
+>>> editor = Editor(graph)                                      # doctest: +SKIP
+>>> for node in editor.calls("aten.linear.default"): ...        # doctest: +SKIP
+>>> graph = editor.done()                                       # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.export.exported_program import ExportedProgram
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    TensorArgument,
+)
+from torch.fx import Node
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+if TYPE_CHECKING:
+    from edgekit.model import Graph
+
+_TENSORS = (InputKind.PARAMETER, InputKind.BUFFER)
+
+
+class Editor:
+    """A private copy of a graph's program, open for changes until ``done``.
+
+    New nodes inherit the metadata of the node they stand beside, so that a report can
+    still name the module in the user's code.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._origin = graph
+        program = graph.exported
+        self._module = copy.deepcopy(program.graph_module)
+        self.fx = self._module.graph
+        self._state: dict[str, torch.Tensor] = dict(program.state_dict)
+        self._constants = dict(program.constants)
+        self._specs = {
+            node.name: copy.copy(spec)
+            for node, spec in zip(
+                self.fx.find_nodes(op="placeholder"),
+                program.graph_signature.input_specs,
+                strict=True,
+            )
+        }
+
+    def calls(self, *operators: str) -> Iterator[Node]:
+        """Calls of the named operators (``aten.linear.default``), or all calls, in order."""
+        for node in list(self.fx.nodes):
+            if node.op == "call_function" and (not operators or str(node.target) in operators):
+                yield node
+
+    def tensor(self, node: Any) -> torch.Tensor | None:
+        """The parameter, buffer or constant behind a placeholder, else None."""
+        spec = self._specs.get(node.name) if isinstance(node, Node) else None
+        if spec is None or spec.target is None:
+            return None
+        stored = self._state.get(spec.target, self._constants.get(spec.target))
+        return stored if isinstance(stored, torch.Tensor) else None
+
+    def tensor_name(self, node: Node) -> str:
+        """The state dict's name of the tensor behind a placeholder."""
+        return str(self._specs[node.name].target)
+
+    def buffer(self, name: str, value: torch.Tensor) -> Node:
+        """A placeholder for a new constant; asked for again by name, the same one."""
+        for node in self.fx.find_nodes(op="placeholder"):
+            if self._specs[node.name].target == name:
+                return node
+        first = next(iter(self.fx.nodes))
+        with self.fx.inserting_before(first):
+            node = self.fx.placeholder(f"b_{name.replace('.', '_')}")
+        self._state[name] = value.detach().contiguous()
+        self._specs[node.name] = InputSpec(
+            InputKind.BUFFER, TensorArgument(node.name), name, persistent=True
+        )
+        return node
+
+    def call(self, operator: Any, *args: Any, like: Node, **options: Any) -> Node:
+        """A new call before ``like``, with its metadata."""
+        with self.fx.inserting_before(like):
+            node = self.fx.call_function(operator, args, options)
+        node.meta = {key: value for key, value in like.meta.items() if key != "val"}
+        return node
+
+    def replace(self, old: Node, new: Node) -> None:
+        """Give every user of ``old`` the value of ``new``, and drop ``old``."""
+        old.replace_all_uses_with(new)
+        self.fx.erase_node(old)
+
+    def done(self, precision: str | None = None) -> Graph:
+        """Check the program, infer every shape and dtype anew, and return it as a Graph."""
+        self.fx.eliminate_dead_code()
+        for node in self.fx.find_nodes(op="placeholder"):
+            if not node.users and self._specs[node.name].kind in _TENSORS:
+                self._specs.pop(node.name)
+                self.fx.erase_node(node)
+        self.fx.lint()
+        self._module.recompile()
+        self._infer()
+        signature = ExportGraphSignature(self._input_specs(), self._output_specs())
+        kept = {spec.target for spec in signature.input_specs}
+        origin = self._origin.exported
+        program = ExportedProgram(
+            root=self._module,
+            graph=self.fx,
+            graph_signature=signature,
+            state_dict={k: v for k, v in self._state.items() if k in kept},
+            range_constraints=origin.range_constraints,
+            module_call_graph=origin.module_call_graph,
+            example_inputs=origin.example_inputs,
+            constants={k: v for k, v in self._constants.items() if k in kept},
+        )
+        return self._origin.replace(program, precision)
+
+    def _infer(self) -> None:
+        placeholders = self.fx.find_nodes(op="placeholder")
+        known = [n.meta["val"] for n in placeholders if isinstance(n.meta.get("val"), torch.Tensor)]
+        mode = known[0].fake_mode
+        values = []
+        for node in placeholders:
+            stored = self.tensor(node)
+            fresh = "val" not in node.meta and stored is not None
+            values.append(mode.from_tensor(stored, static_shapes=True) if fresh else node.meta.get("val"))
+        FakeTensorProp(self._module, mode).propagate_dont_convert_inputs(*values)
+
+    def _input_specs(self) -> list[InputSpec]:
+        return [self._specs[node.name] for node in self.fx.find_nodes(op="placeholder")]
+
+    def _output_specs(self) -> list[Any]:
+        results = self.fx.output_node().args[0]
+        specs = self._origin.exported.graph_signature.output_specs
+        return [
+            dataclasses.replace(spec, arg=TensorArgument(result.name))
+            if spec.kind == OutputKind.USER_OUTPUT and isinstance(result, Node)
+            else spec
+            for spec, result in zip(specs, results, strict=True)  # type: ignore[arg-type]
+        ]
+
+
+def module_path(node: Node) -> str:
+    """The path of the user's module that a node belongs to; '' for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [str(path) for path, _ in stack.values()]
+    return paths[-1].removeprefix("L['self'].") if paths else ""

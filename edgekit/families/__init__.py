@@ -1,0 +1,74 @@
+"""Families: where models come from, one file each, with ``load(name, options) -> Model``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekit import find
+from edgekit.errors import EdgekitError
+from edgekit.model import Input, Model
+
+FORMS = (
+    "Write timm/NAME (an architecture or a folder), transformers/FOLDER_OR_ID, or "
+    "package.module:factory for your own code."
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is to be made.
+
+    Attributes:
+        checkpoint: weights to load instead of the source's own.
+        random_weights: load none; the initialisation is seeded, so it is always the same.
+        allow_partial: accept a checkpoint that lacks keys or has others.
+        inputs: to replace the inputs that the family finds by itself.
+        arguments: for the model's constructor, as in ``--set num_classes=10``.
+    """
+
+    checkpoint: Path | None = None
+    random_weights: bool = False
+    allow_partial: bool = False
+    inputs: tuple[Input, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load(source: str, options: Options) -> Model:
+    """The model that ``source`` names, in evaluation mode, with its weights.
+
+    Args:
+        source: ``timm/NAME``, ``transformers/FOLDER_OR_ID`` or ``package.module:factory``.
+
+    Raises:
+        EdgekitError: unknown form, model or weights, or a checkpoint of another model.
+    """
+    family, name = _parse(source)
+    if options.checkpoint and options.random_weights:
+        raise EdgekitError(
+            f"{source}: both a checkpoint and random weights were asked for.",
+            f"The checkpoint is {options.checkpoint}.",
+            "Drop --checkpoint or --random-weights.",
+        )
+    import torch
+
+    from edgekit.families import torchvision
+
+    torchvision.repair()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what no checkpoint fills is the same in every run
+        model: Model = find.find("families", family).load(name, options)
+    return model
+
+
+def _parse(source: str) -> tuple[str, str]:
+    """(family, name in it)."""
+    family, slash, name = source.partition("/")
+    if slash and name and family in find.names("families"):
+        return family, name
+    if re.fullmatch(r"[\w.]+:[\w.]+", source):
+        return "factory", source
+    raise EdgekitError(f"{source!r} does not name a model.", "", FORMS)

@@ -1,0 +1,130 @@
+"""Your own code: ``package.module:factory``, called with the arguments of ``--set``.
+
+The factory returns a ``torch.nn.Module``, or an ``edgekit.model.Model`` that states all by
+itself. A module's inputs are given by ``--input NAME:1x3x224x224[:dtype]``, or by its attribute
+``example_inputs``: a dict from the name of a parameter of ``forward`` to a tensor, batch first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import checkpoint
+from edgekit.errors import EdgekitError
+from edgekit.families import Options, probe
+from edgekit.model import Input, Model
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load(name: str, options: Options) -> Model:
+    """The model that a factory makes.
+
+    Args:
+        name: ``package.module:factory``; the current folder is searched first.
+
+    Raises:
+        EdgekitError: no such module or factory, the user's code raised (the message says what
+            and where), it returned something else, or its inputs are unknown.
+    """
+    made = _call(name, options.arguments)
+    model = _model(made, name, options)
+    if options.checkpoint:
+        state = checkpoint.load_state(options.checkpoint)
+        checkpoint.apply(model.module, state, str(options.checkpoint), options.allow_partial)
+        model = dataclasses.replace(model, weights="checkpoint")
+    elif options.random_weights:
+        model = dataclasses.replace(model, weights="random")
+    return model
+
+
+def _call(name: str, arguments: Mapping[str, Any]) -> Any:
+    factory = _find(name)
+    try:
+        return factory(**arguments)
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        called = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise probe.failed(
+            f"{name}({called}) failed.", error, "Correct it, or its --set arguments."
+        ) from error
+
+
+def _find(name: str) -> Callable[..., Any]:
+    module_name, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        raise probe.failed(
+            f"Module {module_name} cannot be imported for {name}.",
+            error,
+            "Run edgekit in the folder that holds it, or install it.",
+        ) from error
+    try:
+        factory: Callable[..., Any] = functools.reduce(getattr, attribute.split("."), module)
+    except AttributeError as error:
+        public = ", ".join(n for n in vars(module) if not n.startswith("_"))
+        raise EdgekitError(
+            f"Module {module_name} has no {attribute!r}.",
+            f"{module.__file__} defines: {public or 'nothing'}.",
+            "Write package.module:factory.",
+        ) from error
+    if not callable(factory):
+        raise EdgekitError(
+            f"{name} is a {type(factory).__name__}, which cannot be called.",
+            "",
+            "Name a function or class that returns a torch.nn.Module.",
+        )
+    return factory
+
+
+def _model(made: Any, name: str, options: Options) -> Model:
+    import torch
+
+    if isinstance(made, Model):
+        model = dataclasses.replace(made, source=name, inputs=options.inputs or made.inputs)
+        probe.tensors(probe.run(model.module, model.inputs, name), name)
+        return model
+    if not isinstance(made, torch.nn.Module):
+        raise EdgekitError(
+            f"{name} returned a {type(made).__name__}.",
+            "",
+            "Return a torch.nn.Module or an edgekit.model.Model.",
+        )
+    inputs = options.inputs or _examples(made, name)
+    count = len(probe.tensors(probe.run(made, inputs, name), name))
+    outputs = ("output",) if count == 1 else tuple(f"output_{i}" for i in range(count))
+    return Model(made.eval(), inputs, outputs, name)
+
+
+def _examples(module: torch.nn.Module, name: str) -> tuple[Input, ...]:
+    import torch
+
+    examples = getattr(module, "example_inputs", None)
+    if not isinstance(examples, Mapping) or not examples:
+        raise EdgekitError(
+            f"The inputs of {name} are not known.",
+            "A module does not tell their shapes.",
+            "Pass --input NAME:1x3x224x224[:dtype], or give the module the attribute "
+            "example_inputs = {'NAME': tensor}.",
+        )
+    for key, value in examples.items():
+        if not isinstance(value, torch.Tensor) or value.ndim == 0:
+            raise EdgekitError(
+                f"example_inputs[{key!r}] of {name} is not a tensor with a batch.",
+                f"Found {type(value).__name__}.",
+                "Give a tensor, batch first.",
+            )
+    return tuple(
+        Input(key, tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for key, value in examples.items()
+    )

@@ -1,0 +1,53 @@
+"""Progress of long work, on stderr. Silent until the command line turns it on.
+
+>>> list(track([1, 2], "Counting"))
+[1, 2]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_enabled = False
+
+
+def enable() -> None:
+    """Show progress from now on."""
+    global _enabled
+    _enabled = True
+
+
+def say(text: str) -> None:
+    """One line about what was done or decided."""
+    if _enabled:
+        _console().print(text, highlight=False)
+
+
+def track(items: Sequence[T], description: str) -> Iterator[T]:
+    """Iterate with a bar that shows the time left."""
+    if not _enabled:
+        yield from items
+        return
+    from rich.progress import track as rich_track
+
+    yield from rich_track(items, description, console=_console(), transient=True)
+
+
+@contextmanager
+def stage(description: str) -> Iterator[None]:
+    """A spinner around a step of unknown length."""
+    if not _enabled:
+        yield
+        return
+    with _console().status(description):
+        yield
+
+
+def _console():  # type: ignore[no-untyped-def]
+    from rich.console import Console
+
+    return Console(stderr=True)

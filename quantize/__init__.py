@@ -1,0 +1,1 @@
+"""Quantization: sites, one calibration, one scale table, placed in the exported graph."""

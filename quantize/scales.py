@@ -1,0 +1,59 @@
+"""ScaleTable: what calibration finds, saved as JSON in the bundle, edited and reused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edgekit.errors import EdgekitError
+
+SCHEMA_VERSION = 1
+
+
+class Entry(BaseModel):
+    """The scales of one site: real value = scale x integer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["activation", "weight"]
+    operator: str
+    bits: int
+    axis: int | None
+    scale: tuple[float, ...]
+
+
+class ScaleTable(BaseModel):
+    """Every site's scales, and how they were found.
+
+    Attributes:
+        method: how an activation's range became a scale.
+        data: the calibration set, in words.
+        samples: how many of its samples were seen.
+        sites: by site name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    method: Literal["minmax"]
+    data: str
+    samples: int
+    sites: dict[str, Entry]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(self.model_dump_json(indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a saved table.
+
+        Raises:
+            EdgekitError: it is missing or malformed.
+        """
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise EdgekitError(f"{path} is not a scale table.", str(error)) from error

@@ -1,0 +1,89 @@
+"""Targets: one TOML of facts per device, each fact with its source. No code per device."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edgekit.errors import EdgekitError
+from edgekit.find import unknown
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+class Target(BaseModel):
+    """What edgekit knows about a device.
+
+    Attributes:
+        name: the file's name, as typed on the command line.
+        title: the device's full name.
+        runtime: what runs there: ``onnxruntime``, ``tensorrt_rtx``, ``tensorrt`` or ``coreml``.
+        formats: the converters' names whose artifacts a bundle for it holds, in order.
+        dtypes: the number formats its hardware and runtime execute.
+        float_dtype: the float type around INT8 operators: ``fp32`` or ``fp16``.
+        opset: the highest ONNX opset its runtime takes, or None where ONNX is not used.
+        compute_capability: NVIDIA's SM, such as ``8.9``.
+        deployment: the least Core ML version, such as ``iOS17``.
+        runtime_version: of the system software named in ``system``.
+        memory_gb: memory the model can use, in GB.
+        bandwidth_gb_s: peak memory bandwidth, in GB/s.
+        peak: dense peak rates by dtype, in 10**12 operations a second.
+        power_modes: names of the power modes the peaks hold for.
+        sources: fact -> where it was read.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    title: str
+    runtime: Literal["onnxruntime", "tensorrt_rtx", "tensorrt", "coreml"]
+    formats: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    float_dtype: Literal["fp32", "fp16"]
+    opset: int | None = None
+    compute_capability: str | None = None
+    deployment: str | None = None
+    system: str = ""
+    runtime_version: str = ""
+    memory_gb: float | None = None
+    bandwidth_gb_s: float | None = None
+    peak: dict[str, float] = {}
+    power_modes: tuple[str, ...] = ()
+    sources: dict[str, str]
+
+    def require(self, precision: str) -> None:
+        """Raise unless the device runs this precision.
+
+        Raises:
+            EdgekitError: it does not; the message names those that it does.
+        """
+        if precision not in self.dtypes:
+            able = [p for p in ("fp32", "fp16", "int8") if p in self.dtypes]
+            raise EdgekitError(
+                f"{self.title} cannot run {precision}.",
+                f"{self.name} runs {', '.join(self.dtypes)} ({self.sources['dtypes']}).",
+                f"Choose --precision {' or '.join(able)}.",
+            )
+
+
+def names() -> list[str]:
+    """Names of all targets, sorted."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.toml"))
+
+
+def load(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        EdgekitError: unknown (the nearest names are given), or its file is malformed.
+    """
+    if name not in names():
+        raise unknown("target", name, names())
+    path = Path(__file__).with_name(f"{name}.toml")
+    try:
+        return Target(name=name, **tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise EdgekitError(f"Target file {path} is malformed.", str(error)) from error

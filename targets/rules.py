@@ -1,0 +1,65 @@
+"""Rules: what each runtime wants of a graph. One readable place, one row a runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgekit.targets import Target
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a graph is shaped for a runtime before it is converted.
+
+    Attributes:
+        rewrites: files of ``converters/rewrites`` that are applied, in order.
+        int8: the operators that it runs in INT8: ``linear``, ``conv``.
+        matmul: whether an INT8 linear becomes ``x @ W[in, out] + bias[1, 1, out]``.
+        explicit_casts: whether fp16 is written into the graph as casts.
+        why: what the rules rest on.
+    """
+
+    rewrites: tuple[str, ...]
+    int8: frozenset[str]
+    matmul: bool
+    explicit_casts: bool
+    why: str
+
+
+_TENSORRT = Rules(
+    rewrites=("attention",),
+    int8=frozenset({"linear", "conv"}),
+    matmul=True,
+    explicit_casts=True,
+    why="TensorRT fuses Q/DQ around linears and convolutions; attention stays whole in fp16.",
+)
+
+RULES = {
+    "onnxruntime": Rules(
+        rewrites=("attention",),
+        int8=frozenset({"linear"}),
+        matmul=True,
+        explicit_casts=True,
+        why=(
+            "ONNX Runtime turns MatMul + Add of a rank-1 bias into a float Gemm, which has no "
+            "INT8 kernel; its INT8 convolution needs a quantized output and an integer bias."
+        ),
+    ),
+    "tensorrt": _TENSORRT,
+    "tensorrt_rtx": _TENSORRT,
+    "coreml": Rules(
+        rewrites=("rank5",),
+        int8=frozenset({"linear", "conv"}),
+        matmul=False,
+        explicit_casts=False,
+        why=(
+            "Core ML wants weights as constants of linear and conv, and casts a whole program "
+            "to fp16 itself: its Neural Engine has no fp32."
+        ),
+    ),
+}
+
+
+def rules_for(target: Target) -> Rules:
+    """The rules of the target's runtime."""
+    return RULES[target.runtime]
