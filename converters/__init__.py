@@ -1,9 +1,10 @@
-"""Converters: one file per format, each with the same four names.
+"""Converters: one file per format, each with the same five names.
 
-- ``SUFFIX``: what the artifact's file or folder is called after its stem.
+- ``NAME``: what the artifact's file or folder is called in a bundle.
+- ``RUNTIME``: the runtime that runs it, or None if only the device can.
 - ``ACCEPTS``: ``"graph"``, or the name of the converter whose artifact it takes.
 - ``REQUIRES``: ``{import name: pip name}`` of the packages it needs.
-- ``convert(source, out, target, report) -> Artifact``: writes ``out`` or raises; ``source``
+- ``convert(source, out, target) -> Artifact``: writes ``out`` or raises; ``source``
   is a Graph or the path of the accepted artifact.
 """
 

@@ -70,7 +70,14 @@ class Evaluator:
                 "Run the package on macOS, or add them to a table in converters/mil_ops/.",
             )
         self._steps = [self._bind(op, known[op.op_type]) for op in operations]
+        self._hold(self._outputs)
         _plan_frees(self._steps, keep={*self._constants, *self._outputs})
+
+    @property
+    def batch(self) -> int | None:
+        """The first size of the first input; None where the package takes any."""
+        first = next(iter(self._inputs.values()))
+        return _static(first.shape[0]) if first.shape else 1
 
     def run(self, inputs: Arrays) -> Arrays:
         """Outputs by name for inputs by name, batch first.
@@ -90,15 +97,21 @@ class Evaluator:
     def _bind(self, op: Any, compute: Callable[..., Any]) -> _Step:
         step = _Step(op, compute)
         for name, value in op.inputs.items():
-            several = isinstance(value, list | tuple)
-            for var in value if several else [value]:
-                if _known(var) is not None and var not in self._constants:
-                    self._constants[var] = _tensor(_known(var))
-            if not several and _is_parameter(op, name, value):
+            if isinstance(value, list | tuple):
+                step.wired[name] = list(value)
+            elif _is_parameter(op, name, value):
                 step.fixed[name] = _python(value.val)
             else:
-                step.wired[name] = list(value) if several else value
+                step.wired[name] = value
+        self._hold(step.reads)
         return step
+
+    def _hold(self, variables: Iterable[Any]) -> None:
+        """Keep the values of those variables that are known before running."""
+        for var in variables:
+            known = None if var in self._constants else _known(var)
+            if known is not None:
+                self._constants[var] = _tensor(known)
 
     def _compute(self, inputs: Arrays, keep_all: bool) -> dict[Any, torch.Tensor]:
         import torch
@@ -141,7 +154,7 @@ def _load(package: Path) -> Any:
             spec = coremltools.utils.load_spec(str(package))
             weights = package / "Data" / "com.apple.CoreML" / "weights"
             program = load(spec, spec.specificationVersion, str(weights))
-        except Exception as error:  # noqa: BLE001 - coremltools raises many types
+        except Exception as error:
             raise EdgekitError(
                 f"{package} cannot be read as a Core ML program.",
                 f"coremltools says: {error}",
@@ -215,11 +228,10 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
 
 def _check_shape(what: str, var: Any, shape: tuple[int, ...]) -> None:
     """Raise unless a shape is the declared one; symbolic sizes match any."""
-    fits = len(shape) == len(var.shape) and all(
-        isinstance(size, int | float) is False or int(size) == got
-        for size, got in zip((_static(s) for s in var.shape), shape, strict=True)
-    )
-    if not fits:
+    sizes = [_static(size) for size in var.shape]
+    if len(sizes) != len(shape) or any(
+        size not in (None, got) for size, got in zip(sizes, shape, strict=True)
+    ):
         declared = ", ".join(str(size) for size in var.shape)
         raise EdgekitError(
             f"{what} has the wrong shape.",

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from edgekit.model import Graph
 
-SUFFIX = ".onnx"
+NAME = "model.onnx"
+RUNTIME = "onnxruntime"
 ACCEPTS = "graph"
 REQUIRES = {"onnx": "onnx", "onnxscript": "onnxscript"}
 #: Opset 23 keeps attention whole, and TensorRT for RTX does not build that in fp32.
@@ -116,8 +117,11 @@ def _quantization_table() -> dict[Any, Any]:
 
 
 def _save(program: ONNXProgram, out: Path, opset: int) -> None:
-    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values()
-               if value.const_value is not None)
+    size = sum(
+        value.const_value.nbytes
+        for value in program.model.graph.initializers.values()
+        if value.const_value is not None
+    )
     program.save(str(out), external_data=size > _EXTERNAL_ABOVE)
 
 

@@ -1,1 +1,70 @@
-"""edgekit"""
+"""edgekit: from a PyTorch checkpoint to a small, fast engine, proven equal to its source.
+
+Public names, loaded when first used:
+
+- ``build(recipe, out)``: the whole way to a bundle; ``Recipe`` says what, ``Bundle`` is what.
+- ``convert``, ``verify``, ``bench``, ``inspect``, ``doctor``: single steps.
+- ``targets``: the devices that edgekit knows (``targets.names()``, ``targets.load(name)``).
+- ``Model`` and ``Input``: what a factory of your own may return.
+- ``EdgekitError`` and ``CheckFailed``: bad input, and a result that failed its check.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgekit import targets
+    from edgekit.bundle import Bundle
+    from edgekit.doctor import doctor
+    from edgekit.errors import CheckFailed, EdgekitError
+    from edgekit.flow import build
+    from edgekit.model import Input, Model
+    from edgekit.recipe import Recipe
+    from edgekit.single import bench, convert, inspect, verify
+
+_HOMES = {
+    "Bundle": "bundle",
+    "CheckFailed": "errors",
+    "EdgekitError": "errors",
+    "Input": "model",
+    "Model": "model",
+    "Recipe": "recipe",
+    "bench": "single",
+    "build": "flow",
+    "convert": "single",
+    "doctor": "doctor",
+    "inspect": "single",
+    "targets": "",
+    "verify": "single",
+}
+
+__all__ = [
+    "Bundle",
+    "CheckFailed",
+    "EdgekitError",
+    "Input",
+    "Model",
+    "Recipe",
+    "bench",
+    "build",
+    "convert",
+    "doctor",
+    "inspect",
+    "targets",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edgekit' has no attribute {name!r}")
+    home = _HOMES[name]
+    if not home:
+        return import_module(f"edgekit.{name}")
+    return getattr(import_module(f"edgekit.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

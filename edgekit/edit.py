@@ -73,12 +73,13 @@ class Editor:
 
     def buffer(self, name: str, value: torch.Tensor) -> Node:
         """A placeholder for a new constant; asked for again by name, the same one."""
-        for node in self.fx.find_nodes(op="placeholder"):
-            if self._specs[node.name].target == name:
-                return node
+        known: list[Node] = self.fx.find_nodes(op="placeholder")
+        for old in known:
+            if self._specs[old.name].target == name:
+                return old
         first = next(iter(self.fx.nodes))
         with self.fx.inserting_before(first):
-            node = self.fx.placeholder(f"b_{name.replace('.', '_')}")
+            node: Node = self.fx.placeholder(f"b_{name.replace('.', '_')}")
         self._state[name] = value.detach().contiguous()
         self._specs[node.name] = InputSpec(
             InputKind.BUFFER, TensorArgument(node.name), name, persistent=True
@@ -88,7 +89,7 @@ class Editor:
     def call(self, operator: Any, *args: Any, like: Node, **options: Any) -> Node:
         """A new call before ``like``, with its metadata."""
         with self.fx.inserting_before(like):
-            node = self.fx.call_function(operator, args, options)
+            node: Node = self.fx.call_function(operator, args, options)
         node.meta = {key: value for key, value in like.meta.items() if key != "val"}
         return node
 
@@ -130,7 +131,9 @@ class Editor:
         for node in placeholders:
             stored = self.tensor(node)
             fresh = "val" not in node.meta and stored is not None
-            values.append(mode.from_tensor(stored, static_shapes=True) if fresh else node.meta.get("val"))
+            values.append(
+                mode.from_tensor(stored, static_shapes=True) if fresh else node.meta.get("val")
+            )
         FakeTensorProp(self._module, mode).propagate_dont_convert_inputs(*values)
 
     def _input_specs(self) -> list[InputSpec]:
@@ -143,7 +146,7 @@ class Editor:
             dataclasses.replace(spec, arg=TensorArgument(result.name))
             if spec.kind == OutputKind.USER_OUTPUT and isinstance(result, Node)
             else spec
-            for spec, result in zip(specs, results, strict=True)  # type: ignore[arg-type]
+            for spec, result in zip(specs, results, strict=True)
         ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.errors import EdgekitError
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch.export import ExportedProgram
+
+
+DTYPES = ("float32", "float16", "int64", "int32", "bool")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,26 @@ class Input:
     name: str
     shape: tuple[int | str, ...]
     dtype: str = "float32"
+
+    @classmethod
+    def parse(cls, text: str) -> Input:
+        """From ``name:1x3x224x224`` or ``name:1x128:int64``.
+
+        Raises:
+            EdgekitError: the text has another form.
+
+        >>> Input.parse("x:1x3x8x8").shape
+        (1, 3, 8, 8)
+        """
+        name, _, rest = text.partition(":")
+        sizes, _, dtype = rest.partition(":")
+        if not name or not sizes or not all(size.isdigit() for size in sizes.split("x")):
+            raise EdgekitError(
+                f"--input {text!r} is not an input.", "", "Write NAME:1x3x224x224[:DTYPE]."
+            )
+        if dtype not in ("", *DTYPES):
+            raise EdgekitError(f"--input {text!r}: {dtype} is not one of {', '.join(DTYPES)}.")
+        return cls(name, tuple(int(size) for size in sizes.split("x")), dtype or "float32")
 
     @property
     def sample_shape(self) -> tuple[int | str, ...]:
@@ -84,6 +107,12 @@ class Model:
     preprocess: Preprocess | None = None
     history: tuple[str, ...] = ()
 
+    def with_batch(self, batch: int | Literal["dynamic"]) -> Model:
+        """The model with its inputs' first dimension set, or dynamic."""
+        first = "batch" if batch == "dynamic" else batch
+        inputs = tuple(dataclasses.replace(i, shape=(first, *i.shape[1:])) for i in self.inputs)
+        return dataclasses.replace(self, inputs=inputs)
+
     def export(self) -> Graph:
         """Export with ``torch.export``; the batch is dynamic where an input says so.
 
@@ -105,13 +134,15 @@ class Model:
         }
         try:
             exported = torch.export.export(module, (), example, dynamic_shapes=shapes)
-        except Exception as error:  # noqa: BLE001 - torch.export raises many types
+            # No decompositions, but in-place operators become functional ones.
+            exported = exported.run_decompositions({})
+        except Exception as error:
             raise EdgekitError(
                 f"{self.source} cannot be exported by torch.export.",
                 f"torch says: {_first_lines(error)}",
                 "Models with data-dependent Python control flow need a rewrite first.",
             ) from error
-        return Graph(exported, self.inputs, self.outputs)
+        return _without_views(Graph(exported, self.inputs, self.outputs))
 
 
 @dataclass(frozen=True)
@@ -131,13 +162,23 @@ class Graph:
 
     def replace(self, exported: ExportedProgram, precision: str | None = None) -> Graph:
         """The same contract around a rewritten program."""
-        return dataclasses.replace(
-            self, exported=exported, precision=precision or self.precision
-        )
+        return dataclasses.replace(self, exported=exported, precision=precision or self.precision)
 
     def run(self, inputs: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         """Run in PyTorch. Inputs and outputs are arrays by name, batch first."""
         return run_module(self.exported.module(check_guards=False), inputs, self.outputs)
+
+
+def _without_views(graph: Graph) -> Graph:
+    """A view demands strides, which a rewrite upstream may change; a reshape does not."""
+    import torch
+
+    from edgekit.edit import Editor
+
+    editor = Editor(graph)
+    for node in editor.calls("aten.view.default"):
+        node.target = torch.ops.aten.reshape.default
+    return editor.done()
 
 
 def run_module(

@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
@@ -27,7 +30,7 @@ def say(text: str) -> None:
         _console().print(text, highlight=False)
 
 
-def track(items: Sequence[T], description: str) -> Iterator[T]:
+def track(items: Iterable[T], description: str) -> Iterator[T]:
     """Iterate with a bar that shows the time left."""
     if not _enabled:
         yield from items
@@ -47,7 +50,7 @@ def stage(description: str) -> Iterator[None]:
         yield
 
 
-def _console():  # type: ignore[no-untyped-def]
+def _console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)

@@ -73,12 +73,11 @@ def half_exact(scale: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     least = np.float16(2.0**-24)
     half = np.maximum(scale.astype(np.float16), least)
     half = np.where(half.astype(np.float64) < scale, np.nextafter(half, np.float16(np.inf)), half)
-    return half.astype(np.float64)
+    result: np.ndarray[Any, Any] = half.astype(np.float64)
+    return result
 
 
-def _activation_peaks(
-    graph: Graph, sites: tuple[Site, ...], data: Dataset
-) -> dict[str, float]:
+def _activation_peaks(graph: Graph, sites: tuple[Site, ...], data: Dataset) -> dict[str, float]:
     watched = {site.node: site.name for site in sites if site.kind == "activation"}
     watcher = _Peaks(graph.exported.module(check_guards=False), watched)
     names = [spec.name for spec in graph.inputs]

@@ -26,19 +26,24 @@ if TYPE_CHECKING:
 
 #: Names of operators, without overloads, that run in fp32 (rule 1).
 FLOAT32 = frozenset(
-    "layer_norm group_norm batch_norm instance_norm rms_norm native_layer_norm "
-    "native_group_norm softmax _softmax log_softmax logsumexp softplus exp exp2 expm1 log log2 "
-    "log1p pow rsqrt reciprocal sum mean var std var_mean norm linalg_vector_norm prod cumsum "
-    "cumprod adaptive_avg_pool1d adaptive_avg_pool2d cosine_similarity normalize sin cos".split()
+    """
+    layer_norm group_norm batch_norm instance_norm rms_norm native_layer_norm native_group_norm
+    _native_batch_norm_legit_no_training softmax _softmax log_softmax logsumexp softplus exp exp2
+    expm1 log log2 log1p pow rsqrt reciprocal sum mean var std var_mean norm linalg_vector_norm
+    prod cumsum cumprod adaptive_avg_pool1d adaptive_avg_pool2d cosine_similarity normalize sin
+    cos
+    """.split()
 )
 #: Operators that move values without computing with them (rule 2).
 MOVES = frozenset(
-    "view reshape _unsafe_view flatten unflatten permute transpose t contiguous clone expand "
-    "repeat squeeze unsqueeze slice select index index_select gather narrow split "
-    "split_with_sizes chunk unbind cat stack pad constant_pad_nd roll flip alias detach dropout "
-    "getitem pixel_shuffle pixel_unshuffle unfold movedim swapaxes tile repeat_interleave "
-    "max_pool2d relu neg abs amax amin maximum minimum where masked_fill upsample_nearest2d "
-    "lift_fresh_copy as_strided _to_copy to topk sort argmax argmin quantize_per_tensor".split()
+    """
+    view reshape _unsafe_view flatten unflatten permute transpose t contiguous clone expand repeat
+    squeeze unsqueeze slice select index index_select gather narrow split split_with_sizes chunk
+    unbind cat stack pad constant_pad_nd roll flip alias detach dropout getitem pixel_shuffle
+    pixel_unshuffle unfold movedim swapaxes tile repeat_interleave max_pool2d relu neg abs amax
+    amin maximum minimum where masked_fill upsample_nearest2d lift_fresh_copy as_strided _to_copy
+    to topk sort argmax argmin quantize_per_tensor
+    """.split()
 )
 _WIDE, _HALF = torch.float32, torch.float16
 

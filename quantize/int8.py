@@ -14,9 +14,9 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers the o
 
 from edgekit.edit import Editor
 from edgekit.errors import EdgekitError
-from edgekit.targets.rules import Rules
 from edgekit.quantize.scales import Entry, ScaleTable
 from edgekit.quantize.sites import Site, find_sites
+from edgekit.targets.rules import Rules
 
 if TYPE_CHECKING:
     from torch.fx import Node

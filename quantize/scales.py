@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgekit.errors import EdgekitError
 
-SCHEMA_VERSION = 1
-
 
 class Entry(BaseModel):
     """The scales of one site: real value = scale x integer."""
@@ -36,7 +34,7 @@ class ScaleTable(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     method: Literal["minmax"]
     data: str
     samples: int

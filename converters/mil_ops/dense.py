@@ -24,8 +24,8 @@ def table() -> Table:
         "conv": conv,
         "conv_transpose": conv_transpose,
         "einsum": lambda values, equation: torch.einsum(equation, *values),
-        "instance_norm": lambda x, gamma=None, beta=None, epsilon=1e-5: (
-            functional.instance_norm(x, weight=gamma, bias=beta, eps=epsilon)
+        "instance_norm": lambda x, gamma=None, beta=None, epsilon=1e-5: functional.instance_norm(
+            x, weight=gamma, bias=beta, eps=epsilon
         ),
         "layer_norm": layer_norm,
         "linear": lambda x, weight, bias=None: functional.linear(x, weight, bias),
@@ -223,9 +223,7 @@ def lstm(
     if direction == "bidirectional":
         runs.append((weight_ih_back, weight_hh_back, bias_back, True))  # type: ignore[arg-type]
     starts = zip(initial_h.chunk(len(runs), 1), initial_c.chunk(len(runs), 1), strict=True)
-    results = [
-        _lstm_run(x, *weights, *start) for weights, start in zip(runs, starts, strict=True)
-    ]
+    results = [_lstm_run(x, *weights, *start) for weights, start in zip(runs, starts, strict=True)]
     steps, h, c = (torch.cat(parts, -1) for parts in zip(*results, strict=True))
     return [steps if output_sequence else h[None], h, c]
 

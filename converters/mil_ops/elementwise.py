@@ -69,10 +69,29 @@ def table() -> Table:
     }
 
 
-_SAME_IN_TORCH = (
-    "abs acos asin atan atanh ceil cos cosh erf exp exp2 floor round sigmoid sign sin sinh "
-    "sqrt square tan tanh"
-).split()
+_SAME_IN_TORCH = [
+    "abs",
+    "acos",
+    "asin",
+    "atan",
+    "atanh",
+    "ceil",
+    "cos",
+    "cosh",
+    "erf",
+    "exp",
+    "exp2",
+    "floor",
+    "round",
+    "sigmoid",
+    "sign",
+    "sin",
+    "sinh",
+    "sqrt",
+    "square",
+    "tan",
+    "tanh",
+]
 
 
 def _unary(function: Any) -> Any:
@@ -111,9 +130,7 @@ def quantize(
     return scaled.clamp(levels.min, levels.max)
 
 
-def dequantize(
-    input: Tensor, scale: Any, zero_point: Any = 0, axis: int | None = None
-) -> Tensor:
+def dequantize(input: Tensor, scale: Any, zero_point: Any = 0, axis: int | None = None) -> Tensor:
     """scale * (input - zero_point), in float32."""
     shifted = input.float() - _along(zero_point, input, axis)
     return shifted * _along(scale, input, axis)

@@ -50,7 +50,7 @@ def gather(
         pairs = zip(x, indices, strict=True)
         return torch.stack([gather(a, b, axis - 1, batch_dims - 1) for a, b in pairs])
     taken = x.index_select(axis, _wrapped(indices, x.shape[axis]).reshape(-1))
-    return taken.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return taken.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
 def gather_nd(

@@ -39,7 +39,7 @@ def table() -> Table:
             x, axis, keepdim=keep_dims
         ),
         "argsort": lambda x, axis=-1, ascending=False: torch.argsort(
-            x, axis, descending=not ascending, stable=True
+            x, stable=True, dim=axis, descending=not ascending
         ),
         "cumsum": cumsum,
         "softmax": lambda x, axis=-1: torch.softmax(x, axis),

@@ -62,6 +62,7 @@ def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
     """Values one after another along an axis, or element by element if interleaved."""
     import torch
 
+    values = [value.reshape(1) if value.ndim == 0 else value for value in values]
     if not interleave:
         return torch.cat(values, axis)
     axis %= values[0].ndim
@@ -117,9 +118,7 @@ def _slices(
         if single[axis]:
             ranges.append(range(first % size, first % size + 1))
             continue
-        bounds = slice(
-            None if skip_begin[axis] else first, None if skip_end[axis] else last, step
-        )
+        bounds = slice(None if skip_begin[axis] else first, None if skip_end[axis] else last, step)
         ranges.append(range(*bounds.indices(size)))
     return ranges
 
@@ -184,5 +183,8 @@ def split(
     x: Tensor, axis: int, num_splits: int | None = None, split_sizes: list[int] | None = None
 ) -> list[Tensor]:
     """Pieces of the given sizes, or as many equal ones as asked."""
-    sizes = split_sizes or x.shape[axis] // (num_splits or 1)
-    return list(x.split(sizes, axis))
+    import torch
+
+    count = num_splits or 1
+    sizes = split_sizes or [x.shape[axis] // count] * count
+    return list(torch.split(x, sizes, axis))

@@ -24,11 +24,12 @@ def rewrite(graph: Graph) -> Graph:
     from edgekit.edit import Editor
 
     editor = Editor(graph)
-    for norm in editor.calls("aten.batch_norm.default"):
-        source = norm.args[0]
-        follows = str(getattr(source, "target", "")) in CONVOLUTIONS
-        if follows and len(source.users) == 1 and not norm.args[5]:  # type: ignore[union-attr]
-            _fold(editor, source, norm)  # type: ignore[arg-type]
+    for norm in editor.calls("aten._native_batch_norm_legit_no_training.default"):
+        source: Any = norm.args[0]
+        follows = str(source.target) in CONVOLUTIONS and len(source.users) == 1
+        # The operator also returns statistics, which nothing reads in evaluation mode.
+        if follows and len(norm.users) == 1:
+            _fold(editor, source, norm)
     return editor.done()
 
 
@@ -39,7 +40,7 @@ def _fold(editor: Editor, convolution: Node, norm: Node) -> None:
     gain, shift, mean, variance = (_tensor(editor, norm, index) for index in (1, 2, 3, 4))
     if weight is None or mean is None or variance is None:
         return
-    epsilon = float(norm.args[7])  # type: ignore[arg-type]
+    epsilon = float(norm.args[6])  # type: ignore[arg-type]
     factor = (variance.double() + epsilon).rsqrt()
     if gain is not None:
         factor = factor * gain.double()
@@ -54,7 +55,8 @@ def _fold(editor: Editor, convolution: Node, norm: Node) -> None:
     stored = editor.buffer(f"{name}_folded_{norm.name}", scaled.to(dtype))
     moved = editor.buffer(f"{name}_folded_bias_{norm.name}", torch.as_tensor(offset).to(dtype))
     convolution.args = (convolution.args[0], stored, moved, *rest)
-    editor.replace(norm, convolution)
+    (first,) = norm.users
+    editor.replace(first, convolution)
 
 
 def _tensor(editor: Editor, node: Node, index: int) -> torch.Tensor | None:

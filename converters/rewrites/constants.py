@@ -60,5 +60,7 @@ def _evaluate(editor: Editor, node: Node, values: dict[Node, Any]) -> Any:
     def value(source: Node) -> torch.Tensor:
         return values[source] if source in values else editor.tensor(source)  # type: ignore[return-value]
 
-    args, kwargs = (torch.fx.map_arg(part, value) for part in (node.args, node.kwargs))
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    operation: Any = node.target
+    args: Any = torch.fx.map_arg(node.args, value)
+    kwargs: Any = torch.fx.map_arg(node.kwargs, value)
+    return operation(*args, **kwargs)

@@ -72,6 +72,6 @@ def _matrix(
         antialias=antialias,
         align_corners=corners,
         recompute_scale_factor=None,
-        **size,  # type: ignore[arg-type]
+        **size,
     )
     return resized.reshape(before, after).T.contiguous()

@@ -6,11 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekit import find
 from edgekit.errors import EdgekitError
 from edgekit.model import Input, Model
+
+if TYPE_CHECKING:
+    import torch
 
 FORMS = (
     "Write timm/NAME (an architecture or a folder), transformers/FOLDER_OR_ID, or "
@@ -61,7 +64,26 @@ def load(source: str, options: Options) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # what no checkpoint fills is the same in every run
         model: Model = find.find("families", family).load(name, options)
+        if options.random_weights:
+            _spread(model.module)
     return model
+
+
+def _spread(module: torch.nn.Module) -> None:
+    """Draw what initialises to a constant: zero heads and vanishing layer scales.
+
+    A model whose outputs do not depend on its layers would prove nothing about them.
+    """
+    import torch
+
+    for parameter in module.parameters():
+        value = float(parameter.flatten()[0]) if parameter.numel() else 0.0
+        if not bool((parameter == value).all()):
+            continue
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.02)
+        elif 0 < abs(value) < 0.01:
+            torch.nn.init.constant_(parameter, 0.1)
 
 
 def _parse(source: str) -> tuple[str, str]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,28 +50,42 @@ def _call(name: str, arguments: Mapping[str, Any]) -> Any:
     factory = _find(name)
     try:
         return factory(**arguments)
-    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+    except Exception as error:
         called = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise probe.failed(
             f"{name}({called}) failed.", error, "Correct it, or its --set arguments."
         ) from error
 
 
-def _find(name: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
+def code_file(name: str) -> Path | None:
+    """The file that defines the factory's module; None if there is none (``load`` says why)."""
+    _see_current_folder()
+    try:
+        spec = importlib.util.find_spec(name.partition(":")[0])
+    except ImportError:
+        return None
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def _see_current_folder() -> None:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     importlib.invalidate_caches()
+
+
+def _find(name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    _see_current_folder()
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+    except Exception as error:
         raise probe.failed(
             f"Module {module_name} cannot be imported for {name}.",
             error,
             "Run edgekit in the folder that holds it, or install it.",
         ) from error
     try:
-        factory: Callable[..., Any] = functools.reduce(getattr, attribute.split("."), module)
+        factory: Any = functools.reduce(getattr, attribute.split("."), module)
     except AttributeError as error:
         public = ", ".join(n for n in vars(module) if not n.startswith("_"))
         raise EdgekitError(

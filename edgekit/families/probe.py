@@ -22,11 +22,11 @@ def run(module: torch.nn.Module, inputs: tuple[Input, ...], source: str) -> Any:
     """
     import torch
 
-    zeros = {i.name: torch.zeros(i.concrete(1), dtype=getattr(torch, i.dtype)) for i in inputs}
+    zeros = {i.name: torch.zeros(i.concrete(1), dtype=_dtype(i, source)) for i in inputs}
     try:
         with torch.inference_mode():
             return module.eval()(**zeros)
-    except Exception as error:  # noqa: BLE001 - a model's code may raise anything
+    except Exception as error:
         shapes = ", ".join(f"{i.name}:{'x'.join(map(str, i.shape))}:{i.dtype}" for i in inputs)
         raise failed(
             f"{source} does not run on {shapes}.",
@@ -34,6 +34,19 @@ def run(module: torch.nn.Module, inputs: tuple[Input, ...], source: str) -> Any:
             "Give the inputs that it takes with --input NAME:1x3x224x224[:dtype], or change its "
             "arguments with --set.",
         ) from error
+
+
+def _dtype(spec: Input, source: str) -> torch.dtype:
+    import torch
+
+    found = getattr(torch, spec.dtype, None)
+    if isinstance(found, torch.dtype):
+        return found
+    raise EdgekitError(
+        f"Input {spec.name} of {source} has the unknown dtype {spec.dtype!r}.",
+        "",
+        "Write a NumPy dtype's name, such as float32 or int64.",
+    )
 
 
 def tensors(result: Any, source: str) -> tuple[torch.Tensor, ...]:
@@ -74,7 +87,8 @@ def _place(error: BaseException) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<") and Path(frame.filename).parent != Path(__file__).parent
+        if not frame.filename.startswith("<")
+        and Path(frame.filename).parent != Path(__file__).parent
     ]
     libraries = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
     own = [f for f in frames if not any(f.filename.startswith(root) for root in libraries)]

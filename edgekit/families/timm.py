@@ -97,7 +97,7 @@ def _create(name: str, options: Options, pretrained: bool) -> torch.nn.Module:
         module: torch.nn.Module = timm.create_model(
             name, pretrained=pretrained, **options.arguments
         )
-    except Exception as error:  # noqa: BLE001 - timm, the hub and constructors raise many types
+    except Exception as error:
         what = f"timm/{name} cannot be made."
         fix = "Check its --set arguments."
         if pretrained:
@@ -123,9 +123,7 @@ def _check_head(name: str, options: Options) -> None:
         )
 
 
-def _data_config(
-    module: torch.nn.Module, source: str, inputs: tuple[Input, ...]
-) -> dict[str, Any]:
+def _data_config(module: torch.nn.Module, source: str, inputs: tuple[Input, ...]) -> dict[str, Any]:
     """timm's own account of how images are prepared for this module."""
     import timm
 

@@ -33,10 +33,10 @@ def repair() -> torch.library.Library | None:
         return None
     import torch
 
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, name):
-            library.define(name + SCHEMA)
+            library.define(name + SCHEMA)  # type: ignore[no-untyped-call]
     say("torchvision's compiled operators do not load here; only their schemas are registered.")
     return library
 
@@ -47,7 +47,7 @@ def _operators_load(folder: Path) -> bool:
 
     for library in [*folder.glob("_C*.so"), *folder.glob("_C*.pyd")]:
         try:
-            torch.ops.load_library(library)
+            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
         except OSError:
             continue
         return True

@@ -1,7 +1,12 @@
 """Runtimes: one file per way to run an artifact.
 
-Each file has ``open(artifact, threads) -> Runtime``, used by verify and bench alike. Opening
-one that cannot run here raises EdgekitError saying what is missing.
+Each file has these names, used by verify and bench alike:
+
+- ``open(artifact, threads) -> Runtime``; where it cannot run, an EdgekitError says why.
+- ``unavailable() -> str``: why artifacts cannot run here, in a few words, or ``""``.
+- ``untimed() -> str``: why a latency measured here is not the target's, or ``""``.
+- ``trace(artifact, inputs) -> Arrays``: intermediate values by name, for finding where drift
+  begins. A runtime that keeps none returns its outputs.
 """
 
 from __future__ import annotations
@@ -25,6 +30,11 @@ class Runtime(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+    @property
+    def batch(self) -> int | None:
+        """Samples that one call takes; None if any number."""
+        ...
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Outputs by name for inputs by name, batch first."""

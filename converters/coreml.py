@@ -1,0 +1,217 @@
+"""coreml: one exported program to one Core ML package (an ML program), through coremltools.
+
+Graphs in ``fp16`` and ``int8`` are computed in float16; inputs and outputs stay float32
+(int32 where they are integers: Core ML has no int64). INT8 is in the graph already, as
+``quantized_decomposed`` operators. ``converters.mil`` runs the result on any machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import shutil
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.converters import Artifact
+from edgekit.errors import EdgekitError
+from edgekit.targets import Target
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from edgekit.model import Graph
+
+NAME = "model.mlpackage"
+RUNTIME = "coreml"
+ACCEPTS = "graph"
+REQUIRES = {"coremltools": "coremltools"}
+#: The largest size of a dynamic dimension: Core ML plans its memory for a bounded one.
+LARGEST = 64
+#: Core ML quantizes activations from iOS 17 on, which is this specification version.
+_INT8_SPECIFICATION = 8
+
+
+def convert(source: Graph, out: Path, target: Target) -> Artifact:
+    """Write the package ``out`` for the target's deployment version.
+
+    Raises:
+        EdgekitError: the target names no version that coremltools knows, or one before
+            INT8; or an operator has no Core ML form (it and its module are named).
+    """
+    with quiet():
+        import coremltools
+
+        version = _version(target, source.precision)
+        program = _prepare(source)
+        half = source.precision != "fp32"
+        precision = coremltools.precision
+        with _explained(program):
+            model = coremltools.convert(
+                program,
+                inputs=_input_types(source),
+                outputs=_output_types(source, program),
+                convert_to="mlprogram",
+                minimum_deployment_target=version,
+                compute_precision=precision.FLOAT16 if half else precision.FLOAT32,
+                compute_units=coremltools.ComputeUnit.ALL,
+                skip_model_load=True,
+            )
+        _save(model, out)
+    return Artifact("coreml", out, _details(source, model.get_spec(), target, out))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hide coremltools' warnings, log lines and progress bars. Exceptions pass."""
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _version(target: Target, precision: str) -> Any:
+    """The target's deployment version, as coremltools' own object."""
+    import coremltools
+
+    known = [name for name in dir(coremltools.target) if name.startswith(("iOS", "macOS"))]
+    if target.deployment not in known:
+        raise EdgekitError(
+            f"{target.name} has no Core ML deployment version that coremltools knows.",
+            f"Its deployment is {target.deployment!r}; known: {', '.join(known)}.",
+            "Set deployment in the target's TOML.",
+        )
+    version = getattr(coremltools.target, target.deployment)
+    if precision == "int8" and version.value < _INT8_SPECIFICATION:
+        raise EdgekitError(
+            f"{target.name} cannot run int8 activations.",
+            f"Core ML quantizes them from iOS 17 and macOS 14 on; it has {target.deployment}.",
+            "Choose --precision fp16, or a target with a later deployment version.",
+        )
+    return version
+
+
+def _prepare(source: Graph) -> ExportedProgram:
+    """The program in the operators that coremltools translates."""
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers the operators
+
+    from edgekit.converters import coreml_ops
+    from edgekit.converters.rewrites import rank5
+
+    coreml_ops.register()
+    program = rank5.rewrite(source.replace(source.exported.run_decompositions({}))).exported
+    coreml_ops.settle_keywords(program.graph)
+    return program
+
+
+def _input_types(source: Graph) -> list[Any]:
+    import coremltools
+    import numpy as np
+
+    ranges: dict[str, Any] = {}
+    types = []
+    for spec in source.inputs:
+        kind = np.dtype(spec.dtype)
+        if kind.kind not in "fiu":
+            raise EdgekitError(
+                f"Input {spec.name} is {spec.dtype}.",
+                "Core ML takes float and integer inputs only.",
+                "Let the model take it as float32 or int32 and cast it inside.",
+            )
+        shape = [
+            ranges.setdefault(size, coremltools.RangeDim(1, LARGEST, default=1))
+            if isinstance(size, str)
+            else size
+            for size in spec.shape
+        ]
+        dtype = np.float32 if kind.kind == "f" else np.int32
+        types.append(coremltools.TensorType(name=spec.name, shape=tuple(shape), dtype=dtype))
+    return types
+
+
+def _output_types(source: Graph, program: ExportedProgram) -> list[Any]:
+    import coremltools
+    import numpy as np
+
+    results: Any = program.graph.output_node().args[0]
+    return [
+        coremltools.TensorType(
+            name=name, dtype=np.float32 if node.meta["val"].is_floating_point() else np.int32
+        )
+        for name, node in zip(source.outputs, results, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def _explained(program: ExportedProgram) -> Iterator[None]:
+    """Turn what coremltools raises into an error that names the operator and its module."""
+    try:
+        yield
+    except Exception as error:
+        node = _node_at_fault(program, error)
+        where = f" at {_place(node)}" if node is not None else ""
+        raise EdgekitError(
+            f"The model cannot be expressed in Core ML{where}.",
+            f"coremltools says: {str(error).strip() or type(error).__name__}",
+            "Replace the operator in the model, or register a translation for it in "
+            "converters/coreml_ops.py.",
+        ) from error
+
+
+def _node_at_fault(program: ExportedProgram, error: Exception) -> Any:
+    """The graph's node that coremltools was translating: its frames hold it, no message does."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name in ("convert_single_node", "from_exir_node"):
+            return nodes.get(frame.f_locals["node"].name)
+    named = [name for name in nodes if f'"{name}' in str(error)]
+    return nodes[max(named, key=len)] if named else None
+
+
+def _place(node: Any) -> str:
+    from edgekit.edit import module_path
+
+    path = module_path(node)
+    return f"{node.target} ({node.name}{f', in module {path}' if path else ''})"
+
+
+def _save(model: Any, out: Path) -> None:
+    """Write to a sibling and rename, so that ``out`` is whole or absent."""
+    partial = out.with_name(f".{out.stem}.partial.mlpackage")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save(str(partial))
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _details(source: Graph, spec: Any, target: Target, out: Path) -> dict[str, Any]:
+    function = spec.mlProgram.functions["main"]
+    block = function.block_specializations[function.opset]
+    operators = Counter(op.type for op in block.operations if op.type != "const")
+    narrowed = [i.name for i in source.inputs if i.dtype in ("int64", "uint64")]
+    return {
+        "deployment": target.deployment,
+        "specification_version": spec.specificationVersion,
+        "operators": dict(operators.most_common()),
+        "bytes": sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
+        "int64_inputs_taken_as_int32": narrowed,
+        "largest_dynamic_size": LARGEST if any(_dynamic(i) for i in source.inputs) else None,
+    }
+
+
+def _dynamic(spec: Any) -> bool:
+    return any(isinstance(size, str) for size in spec.shape)

@@ -1,0 +1,140 @@
+"""What coremltools lacks or gets wrong when it translates from torch, in one place.
+
+Its translations read some arguments only by position, or not at all, and take the default
+for one given by keyword: a tanh GELU became an exact one, a causal attention a full one.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import EdgekitError
+
+if TYPE_CHECKING:
+    from torch.fx import Graph as Program
+    from torch.fx import Node
+
+#: Keywords that change no value of a Core ML program, which has its own types and places.
+HARMLESS = {"device", "dtype", "layout", "memory_format", "non_blocking", "out_dtype", "pin_memory"}
+
+
+@functools.cache
+def register() -> None:
+    """Teach coremltools, once a process, the operators below."""
+    from coremltools.converters.mil import register_torch_op
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs, lstm
+    from coremltools.converters.mil.mil import Builder as mb
+
+    @register_torch_op(override=True)  # type: ignore[untyped-decorator]
+    def alias(context: Any, node: Any) -> None:
+        x = _get_inputs(context, node, expected=1)[0]
+        context.add(mb.identity(x=x, name=node.name))
+
+    @register_torch_op(override=True)  # type: ignore[untyped-decorator]
+    def gelu(context: Any, node: Any) -> None:
+        x = _get_inputs(context, node, expected=1)[0]
+        approximate = (node.kwinputs or {}).get("approximate", ("none",))[0]
+        mode = {"none": "EXACT", "tanh": "TANH_APPROXIMATION"}[approximate]
+        context.add(mb.gelu(x=x, mode=mode, name=node.name))
+
+    @register_torch_op(torch_alias=["lstm.input"], override=True)  # type: ignore[untyped-decorator]
+    def lstm_of_export(context: Any, node: Any) -> None:
+        """coremltools' own, whose three results it takes for three nodes."""
+        traced = copy.copy(node)
+        traced.outputs = [f"{node.name}_{part}" for part in ("sequence", "h", "c")]
+        lstm(context, traced)
+        context.add(tuple(context[name] for name in traced.outputs), torch_name=node.name)
+
+    @register_torch_op(override=True)  # type: ignore[untyped-decorator]
+    def col2im(context: Any, node: Any) -> None:
+        x, *sizes = _get_inputs(context, node, expected=6)
+        context.add(_fold(mb, x, node.name, *(list(size.val) for size in sizes)))
+
+
+def _fold(
+    mb: Any,
+    x: Any,
+    name: str,
+    output: list[int],
+    kernel: list[int],
+    dilation: list[int],
+    padding: list[int],
+    stride: list[int],
+) -> Any:
+    """Sum overlapping blocks into an image: a transposed convolution with unit kernels.
+
+    ``x`` is (batch, channels * kernel elements, blocks); the result (batch, channels, *output).
+    """
+    import numpy as np
+
+    taps = kernel[0] * kernel[1]
+    channels = int(x.shape[1]) // taps
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    blocks = [
+        (size + 2 * pad - span) // step + 1
+        for size, pad, span, step in zip(output, padding, spans, stride, strict=True)
+    ]
+    units = np.eye(taps, dtype=np.float32).reshape(taps, 1, *kernel)
+    image = mb.conv_transpose(
+        x=mb.reshape(x=x, shape=[-1, int(x.shape[1]), *blocks]),
+        weight=np.tile(units, (channels, 1, 1, 1)),
+        strides=stride,
+        dilations=dilation,
+        groups=channels,
+    )
+    covered = [(n - 1) * step + span for n, step, span in zip(blocks, stride, spans, strict=True)]
+    widths = [
+        width
+        for size, pad, have in zip(output, padding, covered, strict=True)
+        for width in (0, max(size + pad - have, 0))
+    ]
+    if any(widths):
+        image = mb.pad(x=image, pad=widths)
+    begin, size = [0, 0, *padding], [-1, -1, *output]
+    return mb.slice_by_size(x=image, begin=begin, size=size, name=name)
+
+
+def settle_keywords(program: Program) -> None:
+    """Give by position every argument that coremltools would ignore by keyword.
+
+    Raises:
+        EdgekitError: one can be given by keyword only, and would be ignored in silence.
+    """
+    for node in program.nodes:
+        if node.op != "call_function":
+            continue
+        for name in node.kwargs.keys() - HARMLESS:
+            if not _reads(node, name):
+                _by_position(node, name)
+
+
+def _reads(node: Node, keyword: str) -> bool:
+    """Whether the translation's own code asks for the keyword; there is no declaration."""
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
+
+    kind = node.target.name().split("::")[-1].split(".")[0]  # type: ignore[union-attr]
+    translate = _TORCH_OPS_REGISTRY.get_func(kind)
+    return translate is None or f'"{keyword}"' in inspect.getsource(translate)
+
+
+def _by_position(node: Node, keyword: str) -> None:
+    parameters = node.target._schema.arguments  # type: ignore[union-attr]
+    place = next(i for i, parameter in enumerate(parameters) if parameter.name == keyword)
+    given = dict(node.kwargs)
+    if given[keyword] == parameters[place].default_value:
+        del given[keyword]
+    elif parameters[place].kwarg_only:
+        raise EdgekitError(
+            f"The model cannot be expressed in Core ML at {node.target} ({node.name}).",
+            f"coremltools ignores its argument {keyword}={given[keyword]}.",
+            "Write the operator in the model without that argument.",
+        )
+    else:
+        node.args = (
+            *node.args,
+            *(given.pop(p.name, p.default_value) for p in parameters[len(node.args) : place + 1]),
+        )
+    node.kwargs = given

@@ -1,0 +1,300 @@
+"""The on-device kit: a folder that builds, checks and times the engine on the device itself.
+
+A Jetson's engine can be built only on that Jetson. The kit holds the ONNX model, ``run.pyz``
+(with the package ``kit``, shipped with edgekit), ``kit.json`` and a ``README.txt`` with the
+equal ``trtexec`` command. Whoever makes a bundle adds ``reference.npz``: arrays named
+``input/<name>`` and ``output/<name>``, batch first. ``read_result`` reads what comes back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import zipapp
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edgekit.converters import Artifact, tensorrt
+from edgekit.converters.kit.files import digest
+from edgekit.converters.kit.main import SCHEMA_VERSION
+from edgekit.errors import EdgekitError
+from edgekit.targets import Target
+
+if TYPE_CHECKING:
+    import onnx
+
+NAME = "on_device"
+RUNTIME = None
+ACCEPTS = "onnx"
+REQUIRES = {"tensorrt_rtx": "tensorrt-rtx"}
+
+#: Least cosine, and least share of equal arg-max, of an engine's outputs and the reference.
+#: "fp32" on a Jetson means TF32 matrix products.
+TOLERANCE = {
+    "fp32": {"cosine": 0.9999, "top1": 0.99},
+    "fp16": {"cosine": 0.999, "top1": 0.95},
+    "int8": {"cosine": 0.97, "top1": 0.85},
+}
+
+#: The first TensorRT whose ONNX parser takes LayerNormalization.
+NORMALIZATION_SINCE = (8, 6)
+
+README = """\
+{title}: on-device kit
+{line}
+Made for {system}, TensorRT {version}.
+Copy this folder to the device and run there, in it:
+
+    python3 run.pyz
+
+It builds the engine (engine.plan), compares its outputs with reference.npz, measures its
+latency and writes result.json. It needs what JetPack installs: Python 3.8 or later, NumPy
+and TensorRT. Exit code: 0 passed, 1 outputs differ too much, 2 it could not be done.
+For stable numbers choose the power mode first ({power}): sudo nvpmodel -m ID; sudo jetson_clocks
+
+The same engine by TensorRT's own tool, in one line:
+
+    {trtexec}
+
+Engines are not portable: build one for each device and each TensorRT version.
+"""
+
+
+class DeviceResult(BaseModel):
+    """What ``run.pyz`` found on a device.
+
+    Attributes:
+        status: ``passed``, ``failed`` (the outputs differ too much) or ``built, not run: ...``.
+        model_sha256: of the model that was built.
+        device: name, machine, python, l4t, jetpack, power_mode, gpu.
+        tensorrt: the version that built and ran it.
+        build: facts of the build: build_seconds, engine_bytes, reused, ...
+        drift: by output: max_abs, cosine and top1, each None if it is not finite.
+        timing: batch, warmup, iterations, throughput (samples a second) and latency_ms with
+            Avg P50 P90 P95 P99 Min Max Std.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1]
+    status: Literal["passed", "failed", "built, not run: no CUDA device"]
+    model_sha256: str
+    target: str
+    precision: str
+    device: dict[str, Any]
+    tensorrt: str
+    build: dict[str, Any]
+    warnings: tuple[str, ...]
+    tolerance: dict[str, float]
+    drift: dict[str, dict[str, float | None]] | None
+    timing: dict[str, Any] | None
+
+
+def convert(source: Path, out: Path, target: Target) -> Artifact:
+    """Make the kit's folder; it is complete or not there.
+
+    Args:
+        source: an ONNX file. TensorRT-RTX's parser must take it, as the device's will.
+        out: the folder to write; it is replaced if it exists.
+        target: the device.
+
+    Returns:
+        The artifact. Its details: model_sha256, precision, tensorrt (the device's version),
+        trtexec (the equal command).
+
+    Raises:
+        EdgekitError: the model cannot be read or parsed, or its opset is above the device's.
+    """
+    tensorrt.check(source)
+    model = _load(source, target)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        _pack_script(partial / "run.pyz")
+        files = _copy_model(model, source, partial)
+        facts = _facts(model, target, files, digest([partial / name for name in files]))
+        (partial / "kit.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (partial / "README.txt").write_text(_readme(facts, target), encoding="utf-8")
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(partial, out)
+    except OSError as error:
+        raise EdgekitError(f"{out} cannot be written.", str(error), "Free disk space.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    details = {
+        "model_sha256": facts["model"]["sha256"],
+        "precision": facts["precision"],
+        "tensorrt": target.runtime_version,
+        "trtexec": trtexec(facts),
+    }
+    return Artifact("on_device", out, details)
+
+
+def read_result(path: Path, kits: Mapping[str, str]) -> DeviceResult:
+    """Read the ``result.json`` that a kit wrote on its device.
+
+    Args:
+        path: the file.
+        kits: target -> model_sha256 of the kits that it may come from.
+
+    Raises:
+        EdgekitError: unreadable, of another schema version, or about another model.
+    """
+    again = "Run run.pyz of this bundle's on_device folder on the device again."
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["schema_version"] if isinstance(content, dict) else None
+    except (OSError, ValueError, KeyError) as error:
+        raise EdgekitError(f"{path} is not a device result.", repr(error), again) from error
+    if version != SCHEMA_VERSION:
+        why = f"Its schema_version is {version!r}; this edgekit reads {SCHEMA_VERSION}."
+        raise EdgekitError(f"{path} cannot be read.", why, again)
+    try:
+        result = DeviceResult(**content)
+    except (ValidationError, TypeError) as error:
+        raise EdgekitError(f"{path} is not a device result.", str(error), again) from error
+    if kits.get(result.target) != result.model_sha256:
+        held = ", ".join(f"{name} {sha256[:12]}" for name, sha256 in kits.items()) or "no kit"
+        why = f"It is about {result.target} {result.model_sha256[:12]}; the bundle holds {held}."
+        raise EdgekitError(f"{path} is the result of another model.", why, again)
+    return result
+
+
+def trtexec(facts: dict[str, Any]) -> str:
+    """The ``trtexec`` command that builds and times the engine of ``kit.json`` on its device."""
+    major = _version(facts["tensorrt"])[0]
+    options = ["--onnx=model.onnx", "--saveEngine=engine.plan"]
+    if major == 10:  # 11 has only strongly typed networks, 8 has none
+        options.append("--stronglyTyped")
+    if major < 10:
+        options += [f"--{flag.lower()}" for flag in facts["flags"]]
+    dynamic = [i for i in facts["inputs"] if i["shape"][0] == -1]
+    for kind, batch in zip(("min", "opt", "max"), facts["batches"], strict=True):
+        if dynamic:
+            shapes = ",".join(f"{i['name']}:{_by_x([batch, *i['shape'][1:]])}" for i in dynamic)
+            options.append(f"--{kind}Shapes={shapes}")
+    options += ["--warmUp=500", "--iterations=100", "--percentile=50,90,95,99"]
+    return " ".join(["/usr/src/tensorrt/bin/trtexec", *options])
+
+
+def _by_x(shape: Sequence[int]) -> str:
+    return "x".join(str(size) for size in shape)
+
+
+def _load(source: Path, target: Target) -> onnx.ModelProto:
+    """The model without its external data, if the device's parser knows its opset."""
+    import onnx
+
+    model = onnx.load(source, load_external_data=False)
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if target.opset is not None and opset > target.opset:
+        raise EdgekitError(
+            f"{source} has opset {opset}.",
+            f"{target.title} ({target.system}) takes opset {target.opset} at most.",
+            f"Export it again for {target.name}.",
+        )
+    if _version(target.runtime_version) < NORMALIZATION_SINCE:
+        _refuse(model, "LayerNormalization", source, target)
+    return model
+
+
+def _refuse(model: onnx.ModelProto, operator: str, source: Path, target: Target) -> None:
+    """Raise if the model has an operator that our parser takes and the device's does not."""
+    found = [node.name for node in model.graph.node if node.op_type == operator]
+    if found:
+        raise EdgekitError(
+            f"{source} has {operator} ({', '.join(found[:5])}), {len(found)} time(s).",
+            f"TensorRT {target.runtime_version} of {target.title} has no such operator.",
+            "Write it as ReduceMean, Sub, Mul, Sqrt and Div before the export.",
+        )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+def _pack_script(out: Path) -> None:
+    """The kit as one file that Python runs: a zip archive of its plain source."""
+    kit = Path(__file__).with_name("kit")
+    with tempfile.TemporaryDirectory() as room:
+        inside = Path(room) / "kit"
+        inside.mkdir()
+        for file in kit.glob("*.py"):
+            shutil.copy(file, inside / file.name)
+        (inside / "run.py").rename(Path(room) / "__main__.py")
+        zipapp.create_archive(room, out)
+
+
+def _copy_model(model: onnx.ModelProto, source: Path, folder: Path) -> list[str]:
+    """Copy the ONNX file as model.onnx and its external data. Returns their names."""
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    tensors = [t for t in model.graph.initializer if uses_external_data(t)]
+    data = sorted({ExternalDataInfo(tensor).location for tensor in tensors})
+    for name in data:
+        if Path(name).name != name:
+            why = f"It keeps weights in {name}, outside its own folder."
+            raise EdgekitError(f"{source} cannot be copied.", why, "Save it with its data beside.")
+        shutil.copy(source.with_name(name), folder / name)
+    shutil.copy(source, folder / "model.onnx")
+    return ["model.onnx", *data]
+
+
+def _facts(model: onnx.ModelProto, target: Target, files: list[str], sha256: str) -> dict[str, Any]:
+    """The content of kit.json."""
+    precision = _precision(model)
+    float_flags = ["FP16"] if target.float_dtype == "fp16" else []
+    keep = {"name", "title", "system", "compute_capability", "memory_gb", "power_modes"}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "target": target.model_dump(mode="json", include=keep),
+        "tensorrt": target.runtime_version,
+        "precision": precision,
+        "flags": {"fp32": [], "fp16": ["FP16"], "int8": ["INT8", *float_flags]}[precision],
+        "batches": list(tensorrt.BATCHES),
+        "inputs": [_tensor(value) for value in model.graph.input],
+        "outputs": [_tensor(value) for value in model.graph.output],
+        "model": {"files": files, "sha256": sha256},
+        "tolerance": TOLERANCE[precision],
+    }
+
+
+def _precision(model: onnx.ModelProto) -> str:
+    """What the graph itself says: int8 with Q/DQ, fp16 with any half-precision tensor."""
+    import onnx
+
+    half = onnx.TensorProto.FLOAT16
+    if any(node.op_type == "DequantizeLinear" for node in model.graph.node):
+        return "int8"
+    if any(tensor.data_type == half for tensor in model.graph.initializer):
+        return "fp16"
+    casts = (a.i for n in model.graph.node if n.op_type == "Cast" for a in n.attribute)
+    return "fp16" if half in casts else "fp32"
+
+
+def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    """Name, dtype and shape; -1 is a dynamic size."""
+    import onnx
+
+    kind = value.type.tensor_type
+    sizes = [d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim]
+    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    return {"name": value.name, "dtype": dtype, "shape": sizes}
+
+
+def _readme(facts: dict[str, Any], target: Target) -> str:
+    return README.format(
+        title=target.title,
+        line="=" * len(f"{target.title}: on-device kit"),
+        system=target.system,
+        version=target.runtime_version,
+        power=", ".join(target.power_modes) or "see nvpmodel -q",
+        trtexec=trtexec(facts),
+    )

@@ -1,0 +1,87 @@
+"""The process in which TensorRT parses and builds: a crash in it is not a crash of edgekit.
+
+``python -m edgekit.converters.tensorrt_build REQUEST`` takes a JSON object with ``package``,
+``source`` and, to build and not only parse, ``out``, ``capability`` and ``batches``. It answers
+on stdout, one JSON object a line: any number of ``{"phase": name}``, then ``{"facts": {...}}``
+or ``{"problem": [what, why, fix]}``. Everything else goes to stderr, its log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekit.converters.kit.build import build, load_tensorrt, make_builder, make_log, parse
+from edgekit.converters.kit.engine import Cuda
+from edgekit.converters.kit.problem import Problem
+
+Send = Callable[[dict[str, Any]], None]
+
+
+def work(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
+    """Parse, or parse and build. Returns the facts for the manifest."""
+    trt = load_tensorrt(request["package"])
+    log = make_log(trt, lambda text: _log(text))
+    source = Path(request["source"])
+    if request.get("out") is None:
+        parse(trt, make_builder(trt, log), source, log)
+        return {"tensorrt": trt.__version__, "package": trt.__name__}
+    if not hasattr(trt, "ComputeCapability"):
+        _require_gpu(trt, request["capability"])
+    plan, facts = build(
+        trt,
+        source,
+        log,
+        capability=request["capability"],
+        batches=request["batches"],
+        report=lambda phase: send({"phase": phase}),
+    )
+    Path(request["out"]).write_bytes(plan)
+    facts["build_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return facts
+
+
+def _require_gpu(trt: Any, capability: str) -> None:
+    """TensorRT proper builds for the GPU it runs on, so that GPU has to be the target's."""
+    cuda = Cuda()
+    try:
+        name, found = cuda.name, cuda.capability
+    finally:
+        cuda.close()
+    if found != capability:
+        raise Problem(
+            f"{trt.__name__} cannot build for compute capability {capability} here.",
+            f"It builds for the GPU of this machine: {name}, {found}.",
+            "Build on a machine with the target's GPU.",
+        )
+
+
+def _log(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def main() -> None:
+    """Answer the request in the first argument."""
+    # TensorRT's native code may write to stdout: keep that away from the answers.
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def send(message: dict[str, Any]) -> None:
+        channel.write(json.dumps(message) + "\n")
+
+    try:
+        send({"facts": work(json.loads(sys.argv[1]), send)})
+    except Problem as problem:
+        send({"problem": [problem.what, problem.why, problem.fix]})
+    except OSError as error:
+        send({"problem": ["The engine cannot be written.", str(error), "Free some disk space."]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Doctor: what is installed, and what can be built, verified and run on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgekit import packages, targets
+from edgekit.errors import EdgekitError
+from edgekit.find import find, names
+
+_FAMILY_PACKAGES = {"timm": {"timm": "timm"}, "transformers": {"transformers": "transformers"}}
+
+
+@dataclass(frozen=True)
+class Ability:
+    """What this machine can do for one target; a reason where it cannot, '' where it can."""
+
+    target: str
+    build: str
+    verify: str
+    run: str
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """The doctor's findings.
+
+    Attributes:
+        installed: pip name -> version, of every package that edgekit can use.
+        missing: pip names that are not installed.
+        abilities: one a target.
+        install: the command that installs what is missing, or ''.
+    """
+
+    installed: dict[str, str]
+    missing: tuple[str, ...]
+    abilities: tuple[Ability, ...]
+    install: str
+
+
+def doctor() -> Checkup:
+    """Look at this machine."""
+    wanted: dict[str, str] = {"torch": "torch", "onnxruntime": "onnxruntime"}
+    for requires in _FAMILY_PACKAGES.values():
+        wanted |= requires
+    for name in names("converters"):
+        wanted |= find("converters", name).REQUIRES
+    absent = tuple(packages.missing(wanted))
+    return Checkup(
+        installed=packages.versions(wanted),
+        missing=absent,
+        abilities=tuple(_ability(targets.load(name)) for name in targets.names()),
+        install=packages.install_command(absent) if absent else "",
+    )
+
+
+def _ability(target: targets.Target) -> Ability:
+    try:
+        packages.require(target.formats)
+        build = ""
+    except EdgekitError as error:
+        build = error.fix
+    runtime = find("converters", target.formats[-1]).RUNTIME
+    if runtime is None:
+        verify = "its ONNX here, the engine by on_device/ there"
+        return Ability(target.name, build, verify, "on the device")
+    module = find("runtimes", runtime)
+    return Ability(target.name, build, module.unavailable(), module.untimed())

@@ -1,0 +1,288 @@
+"""Flow: the only place that sequences work. Everything else does one thing when asked."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import bundle as bundles
+from edgekit import files, latency, packages
+from edgekit.bundle import Bundle, Draft, Manifest, Row
+from edgekit.errors import EdgekitError
+from edgekit.find import find
+from edgekit.latency import Settings, time_artifact, time_source
+from edgekit.progress import say, stage
+from edgekit.recipe import Recipe
+from edgekit.targets import Target
+from edgekit.targets import load as load_target
+from edgekit.work import Work
+
+if TYPE_CHECKING:
+    from edgekit.model import Graph
+    from edgekit.quantize.scales import ScaleTable
+
+#: Samples kept in reference.npz, for checks on the device.
+REFERENCE_SAMPLES = 16
+
+
+def build(
+    recipe: Recipe,
+    out: Path,
+    calibration: Iterable[Any] | None = None,
+    evaluation: Iterable[Any] | None = None,
+) -> Bundle:
+    """Make a bundle: convert for every target, check against the source, measure.
+
+    A killed build goes on where it stopped; a finished one, asked for again, returns at once;
+    changed inputs redo only what depends on them.
+
+    Args:
+        recipe: what to make.
+        out: the bundle's folder.
+        calibration, evaluation: samples as Python iterables, in place of the recipe's paths.
+
+    Raises:
+        EdgekitError: bad input, or something missing; nothing is left at ``out``.
+    """
+    targets = [load_target(name) for name in recipe.targets]
+    for target in targets:
+        target.require(recipe.precision)
+        packages.require(target.formats)
+    work = Work(recipe, calibration, evaluation)
+    facts = {**work.fingerprint(), "edgekit": version("edgekit"), "torch": version("torch")}
+    request = files.digest([recipe.model_dump(mode="json"), facts])
+    if (out / bundles.MANIFEST).exists():
+        made = Bundle.open(out)
+        if made.manifest.request == request and not made.damaged():
+            say(f"{out} is up to date.")
+            return made
+    with Draft(out) as draft:
+        return _Build(work, draft, facts).run(targets, request)
+
+
+class _Build:
+    """One run of ``build``: its steps, in order."""
+
+    def __init__(self, work: Work, draft: Draft, facts: dict[str, Any]) -> None:
+        recipe = work.recipe
+        self.work, self.draft, self.recipe = work, draft, recipe
+        self.used: set[str] = set()
+        fields = ("model", "arguments", "inputs", "batch", "random_weights", "allow_partial")
+        shown = recipe.model_dump(mode="json")
+        self.source = {**{name: shown[name] for name in fields}, **facts}
+        data = ("samples", "seed", "random_calibration")
+        self.data = {**self.source, **{name: shown[name] for name in data}}
+        self.data["split"] = recipe.evaluation is None and recipe.precision == "int8"
+
+    def run(self, targets: list[Target], request: str) -> Bundle:
+        """All steps, then the manifest."""
+        reference = self._step("reference", self.data, self._reference, "reference.npz")
+        table, scales = self._calibrated()
+        rows = [row for target in targets for row in self._target(target, table, scales)]
+        baseline = self._baseline() if any(row.latency for row in rows) else []
+        manifest = Manifest(
+            status="ok" if all(row.ok for row in rows) else "failed",
+            request=request,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            recipe=self.recipe.model_dump(mode="json"),
+            model=reference["model"],
+            data=reference["data"],
+            targets={target.name: target.model_dump(mode="json") for target in targets},
+            versions=latency.environment()["versions"],
+            environment=latency.environment(),
+            baseline=baseline,
+            rows=rows,
+            steps={},
+        )
+        return self.draft.finish(manifest, self.used)
+
+    def _step(
+        self, name: str, inputs: dict[str, Any], run: Any, produces: str | None = None
+    ) -> dict[str, Any]:
+        self.used.add(name)
+        return self.draft.step(name, inputs, run, produces).result
+
+    def _reference(self, out: Path) -> dict[str, Any]:
+        """Inputs and the source's outputs, for checks where the source is not."""
+        import numpy as np
+
+        work = self.work
+        calls = max(1, REFERENCE_SAMPLES // len(next(iter(work.batches[0].values()))))
+        arrays: dict[str, Any] = {}
+        for kind, calls_of in (("input", work.batches), ("output", work.expected)):
+            for name in calls_of[0]:
+                arrays[f"{kind}/{name}"] = np.concatenate([c[name] for c in calls_of[:calls]])
+        with out.open("wb") as stream:
+            np.savez(stream, **arrays)
+        return {"model": _describe(work), "data": _describe_data(work)}
+
+    def _calibrated(self) -> tuple[ScaleTable | None, str]:
+        """The scale table, saved in the bundle, and its digest."""
+        from edgekit.quantize.scales import ScaleTable
+
+        if self.recipe.precision != "int8":
+            return None, ""
+        inputs = {**self.data, "exclude": self.recipe.exclude, "method": "minmax"}
+        self._step("calibrate", inputs, self._calibrate, "scales.json")
+        path = self.draft.path / "scales.json"
+        return ScaleTable.load(path), files.sha256(path)
+
+    def _calibrate(self, out: Path) -> dict[str, Any]:
+        table = self.work.calibrate()
+        table.save(out)
+        return {"sites": len(table.sites), "data": table.data, "samples": table.samples}
+
+    def _target(self, target: Target, table: ScaleTable | None, scales: str) -> list[Row]:
+        """Convert, check and measure for one target; a failure is a row, not an end."""
+        lowered: list[Graph] = []
+
+        def graph() -> Graph:
+            if not lowered:
+                lowered.append(self.work.lower(target, table))
+            return lowered[0]
+
+        rows: list[Row] = []
+        made: dict[str, Path] = {}
+        for name in target.formats:
+            try:
+                rows.append(self._artifact(target, name, graph, made, scales))
+            except EdgekitError as error:
+                say(f"{target.name}: {name} failed: {error}")
+                rows.append(_failed(target, name, error))
+                break
+        return rows
+
+    def _artifact(
+        self, target: Target, name: str, graph: Any, made: dict[str, Path], scales: str
+    ) -> Row:
+        converter = find("converters", name)
+        place = f"{target.name}/{converter.NAME}"
+        accepted = made.get(converter.ACCEPTS)
+        inputs = {
+            **self.source,
+            "target": target.model_dump(mode="json", exclude={"sources"}),
+            "precision": self.recipe.precision,
+            "scales": scales,
+            "accepted": files.sha256(accepted) if accepted else None,
+            "packages": packages.versions(converter.REQUIRES),
+        }
+        reference = self.draft.path / "reference.npz"
+        if converter.RUNTIME is None:
+            inputs["reference"] = files.sha256(reference)
+
+        def convert(out: Path) -> dict[str, Any]:
+            artifact = self.work.convert(accepted or graph(), name, out, target)
+            if converter.RUNTIME is None:
+                shutil.copy(reference, out / "reference.npz")
+            return dict(artifact.details)
+
+        details = self._step(f"{target.name}/{name}", inputs, convert, place)
+        made[name] = self.draft.path / place
+        checked = self._checked(target, name, made[name])
+        last = name == target.formats[-1]
+        return Row(
+            target=target.name,
+            format=name,
+            path=place,
+            sha256=files.sha256(made[name]),
+            size=files.size(made[name]),
+            details=details,
+            latency=self._timed(target, name, made[name]) if last and checked["ok"] else [],
+            **checked,
+        )
+
+    def _checked(self, target: Target, name: str, artifact: Path) -> dict[str, Any]:
+        """The fields of a row that say whether the artifact equals its source."""
+        runtime = find("converters", name).RUNTIME
+        absent = "on the device" if runtime is None else find("runtimes", runtime).unavailable()
+        if absent:
+            return {"status": f"built, not run: {absent}", "ok": True}
+        inputs = {**self.data, "artifact": files.sha256(artifact), "runtime": runtime}
+
+        def run(_: Path) -> dict[str, Any]:
+            drift, top1, failure = self.work.judge(artifact, runtime)
+            return {
+                "status": f"drift: {failure}" if failure else "verified",
+                "ok": not failure,
+                "drift": drift.as_dict(),
+                "top1": top1,
+            }
+
+        return self._step(f"{target.name}/{name}/verify", inputs, run)
+
+    def _timed(self, target: Target, name: str, artifact: Path) -> list[dict[str, Any]]:
+        """One entry a number of threads; an entry that only says why nothing was measured."""
+        runtime = find("converters", name).RUNTIME
+        if runtime is None:
+            return [{"runtime": target.runtime, "status": "not run: on the device"}]
+        absent = find("runtimes", runtime).untimed()
+        if absent:
+            return [{"runtime": runtime, "status": f"not run: {absent}"}]
+
+        def run(_: Path) -> dict[str, Any]:
+            with stage(f"{target.name}: measuring {artifact.name}"):
+                return {"entries": time_artifact(artifact, runtime, self._settings())}
+
+        inputs = {"artifact": files.sha256(artifact), **self._measured()}
+        entries = self._step(f"{target.name}/{name}/bench", inputs, run)["entries"]
+        return list(entries)
+
+    def _baseline(self) -> list[dict[str, Any]]:
+        """The source in PyTorch on this machine, eagerly and compiled."""
+
+        def run(_: Path) -> dict[str, Any]:
+            with stage("Measuring the source in PyTorch"):
+                return {"entries": time_source(self.work.model, self._settings())}
+
+        entries = self._step("baseline", {**self.data, **self._measured()}, run)["entries"]
+        return list(entries)
+
+    def _settings(self) -> Settings:
+        recipe = self.recipe
+        return Settings(self.work.batches[0], recipe.warmup, recipe.iterations, recipe.seconds)
+
+    def _measured(self) -> dict[str, Any]:
+        shown = self.recipe.model_dump(mode="json")
+        settings = {name: shown[name] for name in ("warmup", "iterations", "seconds")}
+        machine = latency.environment()
+        return {**settings, **{name: machine[name] for name in ("cpu", "cores", "versions")}}
+
+
+def _failed(target: Target, name: str, error: EdgekitError) -> Row:
+    return Row(
+        target=target.name,
+        format=name,
+        path=None,
+        sha256=None,
+        size=None,
+        status=f"failed: {error.what} {error.why}",
+        ok=False,
+    )
+
+
+def _describe(work: Work) -> dict[str, Any]:
+    """What the manifest says of the model."""
+    model = work.model
+    return {
+        "source": model.source,
+        "weights": model.weights,
+        "parameters": sum(p.numel() for p in model.module.parameters()),
+        "inputs": [asdict(spec) for spec in model.inputs],
+        "outputs": list(model.outputs),
+        "preprocess": asdict(model.preprocess) if model.preprocess else None,
+        "history": list(model.history),
+        "top1": work.top1(work.expected),
+    }
+
+
+def _describe_data(work: Work) -> dict[str, Any]:
+    calibrate, judge = work.datasets
+    described = {"judged_on": judge.origin, "judged_samples": len(judge)}
+    if work.recipe.precision == "int8":
+        described |= {"calibrated_on": calibrate.origin, "calibration_samples": len(calibrate)}
+    return {**described, "random": work.recipe.random_calibration}

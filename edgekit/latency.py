@@ -1,0 +1,217 @@
+"""Latency: how long one call takes, how sure that is, and on what machine it was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit.errors import EdgekitError
+from edgekit.find import find
+from edgekit.progress import say
+
+if TYPE_CHECKING:
+    from edgekit.model import Model
+    from edgekit.targets.runtimes import Arrays
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds a call, from host arrays to host arrays; throughput in samples a second."""
+
+    avg: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    min: float
+    max: float
+    std: float
+    throughput: float
+    iterations: int
+    warmup: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def measure(
+    call: Callable[[], object],
+    batch: int = 1,
+    warmup: int = 10,
+    iterations: int = 100,
+    seconds: float = 3.0,
+) -> Latency:
+    """Time ``call`` until ``iterations`` runs or ``seconds``, whichever comes first.
+
+    At least ten runs are timed. ``batch`` is the number of samples in one call.
+    """
+    for _ in range(warmup):
+        call()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < iterations and (len(times) < 10 or time.perf_counter() < end):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    ms = np.array(times) * 1e3
+    p50, p90, p95, p99 = (float(v) for v in np.percentile(ms, (50, 90, 95, 99)))
+    return Latency(
+        avg=float(ms.mean()),
+        p50=p50,
+        p90=p90,
+        p95=p95,
+        p99=p99,
+        min=float(ms.min()),
+        max=float(ms.max()),
+        std=float(ms.std()),
+        throughput=batch * 1e3 / float(ms.mean()),
+        iterations=len(times),
+        warmup=warmup,
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure: the inputs of one call, and when to stop (see ``measure``)."""
+
+    inputs: Arrays
+    warmup: int = 10
+    iterations: int = 100
+    seconds: float = 3.0
+
+    def time(self, runtime: str, threads: int, infer: Callable[[Arrays], object]) -> Latency:
+        """Latency of ``infer`` on the inputs."""
+        batch = len(next(iter(self.inputs.values())))
+        say(f"Timing {runtime} on {threads} threads")
+        return measure(
+            lambda: infer(self.inputs), batch, self.warmup, self.iterations, self.seconds
+        )
+
+
+def thread_counts() -> list[int]:
+    """One, and all that this process may use."""
+    return sorted({1, cores()})
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def time_artifact(artifact: Path, runtime: str, settings: Settings) -> list[dict[str, Any]]:
+    """Latency and peak memory of an artifact, one entry a number of threads."""
+    entries = []
+    for threads in thread_counts():
+        with peak_memory() as memory, find("runtimes", runtime).open(artifact, threads) as session:
+            result = settings.time(runtime, threads, session.infer)
+        entries.append(_entry(runtime, threads, result, memory))
+    return entries
+
+
+def time_source(model: Model, settings: Settings) -> list[dict[str, Any]]:
+    """The source in PyTorch: eager on one and all cores, compiled on all.
+
+    What cannot run is an entry that says why; it hides no other.
+    """
+    from edgekit.targets.runtimes.torch import Compiled, Eager, torch_threads
+
+    entries = []
+    plans = [("torch eager", Eager, n) for n in thread_counts()]
+    for name, make, threads in [*plans, ("torch.compile", Compiled, cores())]:
+        try:
+            with peak_memory() as memory, torch_threads(threads):
+                result = settings.time(name, threads, make(model).infer)
+        except EdgekitError as error:
+            entries.append({"runtime": name, "threads": threads, "status": f"failed: {error.why}"})
+        else:
+            entries.append(_entry(name, threads, result, memory))
+    return entries
+
+
+def _entry(runtime: str, threads: int, result: Latency, memory: PeakMemory) -> dict[str, Any]:
+    return {
+        "runtime": runtime,
+        "threads": threads,
+        "status": "measured",
+        "latency_ms": result.as_dict(),
+        "peak_memory_mb": memory.added_mb,
+    }
+
+
+class PeakMemory:
+    """Megabytes of resident memory that a block added at its height; None if unknown."""
+
+    added_mb: float | None = None
+
+
+@contextmanager
+def peak_memory() -> Iterator[PeakMemory]:
+    """Measure the block's peak with Linux's own high-water mark, reset at its start."""
+    found = PeakMemory()
+    before = _reset_peak()
+    yield found
+    after = _status("VmHWM")
+    if before is not None and after is not None:
+        found.added_mb = max(after - before, 0.0) / 1024
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the software that figures depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for name in ("torch", "onnx", "onnxruntime", "coremltools", "tensorrt-rtx", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "load_1min": round(os.getloadavg()[0], 2),
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "unknown",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _cpu() -> str:
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _reset_peak() -> float | None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return None
+    return _status("VmRSS")
+
+
+def _status(field: str) -> float | None:
+    """A line of /proc/self/status, in kB."""
+    for line in _read("/proc/self/status").splitlines():
+        if line.startswith(f"{field}:"):
+            return float(line.split()[1])
+    return None

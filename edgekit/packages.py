@@ -1,0 +1,41 @@
+"""Packages: which optional packages are here, and the exact command for those that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import metadata, util
+
+from edgekit.errors import EdgekitError
+from edgekit.find import find
+
+
+def missing(requires: Mapping[str, str]) -> list[str]:
+    """Of ``{import name: pip name}``, the pip names whose import is not installed."""
+    return [pip for name, pip in requires.items() if util.find_spec(name) is None]
+
+
+def versions(requires: Mapping[str, str]) -> dict[str, str]:
+    """Installed versions by pip name."""
+    return {pip: metadata.version(pip) for name, pip in requires.items() if util.find_spec(name)}
+
+
+def install_command(pips: Iterable[str]) -> str:
+    """What installs them."""
+    return f"pip install {' '.join(sorted(set(pips)))}"
+
+
+def require(formats: Iterable[str]) -> None:
+    """Raise unless what the converters of these formats need is installed.
+
+    Raises:
+        EdgekitError: something is missing; the message has the command that installs it.
+    """
+    absent = {name: missing(find("converters", name).REQUIRES) for name in formats}
+    pips = [pip for needed in absent.values() for pip in needed]
+    if pips:
+        formats_hit = ", ".join(name for name, needed in absent.items() if needed)
+        raise EdgekitError(
+            f"Making {formats_hit} needs packages that are not installed: {', '.join(pips)}.",
+            "",
+            f"Run: {install_command(pips)}",
+        )

@@ -1,0 +1,104 @@
+"""Recipe: everything a build depends on, typed. The YAML file and the flags are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgekit.errors import EdgekitError
+from edgekit.find import unknown
+from edgekit.targets import Precision
+
+_PATHS = ("checkpoint", "calibration", "evaluation", "scales")
+
+
+class Recipe(BaseModel):
+    """What ``edgekit build`` makes.
+
+    Attributes:
+        model: ``timm/NAME``, ``transformers/FOLDER_OR_ID`` or ``package.module:factory``.
+        targets: names of target devices; each gets a folder in the bundle.
+        precision: of the artifacts.
+        checkpoint: weights; None takes the model's own.
+        random_weights: skip weights; the results prove latency and parity, not accuracy.
+        allow_partial: accept missing, extra or mis-shaped keys in the checkpoint.
+        arguments: for the model's constructor, such as ``num_classes: 10``.
+        inputs: ``name:1x3x224x224[:dtype]`` each, for a factory that does not say.
+        batch: samples in one call, or ``dynamic``.
+        calibration: data that sets the INT8 scales.
+        evaluation: data that judges the artifacts; a quarter of ``calibration`` if not given.
+        samples: how many samples each of the two contributes at most.
+        seed: of every random choice.
+        random_calibration: use random numbers as data; the bundle says so.
+        scales: a scale table to use in place of calibrating.
+        exclude: globs over module paths that stay in float.
+        warmup, iterations, seconds: of the latency measurement; it ends at the first of the
+            last two.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    targets: tuple[str, ...] = Field(min_length=1)
+    precision: Precision = "fp32"
+    checkpoint: Path | None = None
+    random_weights: bool = False
+    allow_partial: bool = False
+    arguments: dict[str, Any] = {}
+    inputs: tuple[str, ...] = ()
+    batch: int | Literal["dynamic"] = 1
+    calibration: Path | None = None
+    evaluation: Path | None = None
+    samples: int = Field(default=256, ge=1)
+    seed: int = 0
+    random_calibration: bool = False
+    scales: Path | None = None
+    exclude: tuple[str, ...] = ()
+    warmup: int = Field(default=10, ge=0)
+    iterations: int = Field(default=100, ge=1)
+    seconds: float = Field(default=3.0, gt=0)
+
+    @classmethod
+    def check(cls, fields: dict[str, Any], origin: str) -> Self:
+        """A recipe from plain values.
+
+        Raises:
+            EdgekitError: an unknown or malformed field, named, with the nearest names.
+        """
+        for name in fields:
+            if name not in cls.model_fields:
+                raise unknown(f"field of {origin}", name, cls.model_fields)
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise EdgekitError(
+                f"{origin}: {place} is not right.",
+                f"{first['msg']}; it is {first['input']!r}.",
+                "See the fields of a recipe in docs/recipe.md.",
+            ) from error
+
+    @classmethod
+    def read(cls, path: Path, overrides: dict[str, Any]) -> Self:
+        """A recipe file; its paths are relative to it. ``overrides`` replace its fields.
+
+        Raises:
+            EdgekitError: missing, not YAML, or malformed.
+        """
+        try:
+            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise EdgekitError(f"The recipe {path} cannot be read.", str(error)) from error
+        if not isinstance(fields, dict):
+            raise EdgekitError(f"The recipe {path} is not a list of 'name: value' lines.")
+        for name in _PATHS:
+            if isinstance(fields.get(name), str):
+                fields[name] = path.parent / fields[name]
+        family, _, rest = str(fields.get("model", "")).partition("/")
+        if rest and (path.parent / rest).is_dir():
+            fields["model"] = f"{family}/{path.parent / rest}"
+        return cls.check({**fields, **overrides}, str(path))

@@ -1,0 +1,299 @@
+"""Single steps of the flow, for artifacts that stand alone: convert, verify, bench, inspect."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.bundle import MANIFEST, Bundle
+from edgekit.drift import TOLERANCES, Drift, compare
+from edgekit.errors import EdgekitError
+from edgekit.find import find, names
+from edgekit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from edgekit.latency import Settings
+    from edgekit.targets.runtimes import Arrays
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What ``inspect`` says of a model.
+
+    Attributes:
+        operations: multiply-accumulates of one sample's matrix products and convolutions.
+        sites: modules that INT8 would quantize.
+    """
+
+    source: str
+    weights: str
+    parameters: int
+    operations: int
+    inputs: tuple[dict[str, Any], ...]
+    outputs: tuple[str, ...]
+    preprocess: dict[str, Any] | None
+    sites: tuple[str, ...]
+
+
+def format_of(path: Path) -> str:
+    """The converter that makes artifacts with this path's suffix.
+
+    Raises:
+        EdgekitError: none does.
+    """
+    known = {Path(find("converters", name).NAME).suffix: name for name in names("converters")}
+    if path.suffix not in known:
+        raise EdgekitError(
+            f"{path} does not name an artifact.",
+            f"Its suffix is {path.suffix!r}.",
+            f"Use one of {', '.join(sorted(known))}.",
+        )
+    return known[path.suffix]
+
+
+def inspect(recipe: Recipe) -> Summary:
+    """Load a model and count; nothing is converted."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from edgekit.edit import Editor
+    from edgekit.quantize.sites import find_sites
+    from edgekit.work import Work
+
+    work = Work(recipe)
+    model = work.model
+    inputs = {
+        spec.name: torch.zeros(spec.concrete(), dtype=getattr(torch, spec.dtype))
+        for spec in model.inputs
+    }
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.module(**inputs)
+    sites = find_sites(Editor(work.graph), recipe.exclude)
+    return Summary(
+        source=model.source,
+        weights=model.weights,
+        parameters=sum(p.numel() for p in model.module.parameters()),
+        operations=counter.get_total_flops() // 2,
+        inputs=tuple(asdict(spec) for spec in model.inputs),
+        outputs=model.outputs,
+        preprocess=asdict(model.preprocess) if model.preprocess else None,
+        sites=tuple(s.name.removesuffix(".input") for s in sites if s.kind == "activation"),
+    )
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One artifact's check.
+
+    Attributes:
+        status: ``verified``, ``built, not run: ...`` or ``drift: ...``.
+        drift: None where nothing ran.
+    """
+
+    artifact: str
+    status: str
+    ok: bool
+    drift: Drift | None
+
+
+def convert(recipe: Recipe, out: Path) -> Checked:
+    """One artifact for the recipe's one target, in the format that ``out``'s suffix names.
+
+    It takes its name only when it has been found equal to the source, or when nothing on
+    this machine can run it, which the status says.
+
+    Raises:
+        EdgekitError: bad input.
+        CheckFailed: it is out of tolerance; nothing is written.
+    """
+    from edgekit import packages, targets
+    from edgekit.work import Work
+
+    format = format_of(out)
+    target = targets.load(recipe.targets[0])
+    target.require(recipe.precision)
+    if format not in target.formats:
+        fits = ", ".join(find("converters", name).NAME for name in target.formats)
+        raise EdgekitError(f"{target.name} does not run {out.suffix} files.", f"It takes {fits}.")
+    packages.require([format])
+    _, status, drift = Work(recipe).single(target, format, out)
+    return Checked(str(out), status, True, drift)
+
+
+def verify(path: Path, reference: Path | None = None, precision: str = "fp32") -> list[Checked]:
+    """Run a bundle's artifacts, or one artifact, on reference inputs and compare outputs.
+
+    Args:
+        path: a bundle, or an artifact.
+        reference: a ``reference.npz``; a bundle has its own.
+        precision: whose tolerance holds for a single artifact; a bundle knows its own.
+
+    Raises:
+        EdgekitError: nothing to compare with, or the file does not fit the artifact.
+    """
+    if (path / MANIFEST).exists():
+        return _verify_bundle(Bundle.open(path))
+    if reference is None:
+        raise EdgekitError(
+            f"There is nothing to compare {path} with.",
+            "A single artifact does not know its source.",
+            "Pass --reference reference.npz, from the bundle that it came in.",
+        )
+    runtime = find("converters", format_of(path)).RUNTIME
+    return [_verify_one(path, path.name, runtime, load_reference(reference), precision)]
+
+
+def _verify_bundle(bundle: Bundle) -> list[Checked]:
+    damaged = set(bundle.damaged())
+    reference = load_reference(bundle.path / "reference.npz")
+    checks = []
+    for row in bundle.manifest.rows:
+        if row.path is None or row.path in damaged:
+            status = row.status if row.path is None else "damaged: not the file that was built"
+            checks.append(Checked(row.path or f"{row.target} {row.format}", status, False, None))
+            continue
+        runtime = find("converters", row.format).RUNTIME
+        precision = bundle.manifest.recipe["precision"]
+        path = bundle.path / row.path
+        checks.append(_verify_one(path, row.path, runtime, reference, precision))
+    return checks
+
+
+def _verify_one(
+    path: Path, name: str, runtime: str | None, reference: tuple[Arrays, Arrays], precision: str
+) -> Checked:
+    absent = "on the device" if runtime is None else find("runtimes", runtime).unavailable()
+    if absent:
+        return Checked(name, f"built, not run: {absent}", True, None)
+    inputs, outputs = reference
+    with find("runtimes", str(runtime)).open(path, None) as session:
+        drift = compare([outputs], [in_batches(session, inputs)])
+    failure = TOLERANCES[precision].failure(drift)
+    return Checked(name, f"drift: {failure}" if failure else "verified", not failure, drift)
+
+
+def in_batches(session: Any, inputs: Arrays) -> Arrays:
+    """Outputs for many samples from a runtime that takes a batch at a time."""
+    import numpy as np
+
+    count = len(next(iter(inputs.values())))
+    size = session.batch or count
+    calls = [
+        session.infer({name: value[start : start + size] for name, value in inputs.items()})
+        for start in range(0, count, size)
+    ]
+    return {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
+
+
+def load_reference(path: Path) -> tuple[Arrays, Arrays]:
+    """Inputs and outputs by name from a ``reference.npz``.
+
+    Raises:
+        EdgekitError: it is missing, or not such a file.
+    """
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            content = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, AttributeError) as error:
+        raise EdgekitError(f"{path} cannot be read as a reference.", str(error)) from error
+    sides = [
+        {n.removeprefix(f"{side}/"): v for n, v in content.items() if n.startswith(f"{side}/")}
+        for side in ("input", "output")
+    ]
+    if not all(sides):
+        raise EdgekitError(
+            f"{path} is not a reference.",
+            "It lacks arrays named input/NAME and output/NAME.",
+            "Take the reference.npz of a bundle.",
+        )
+    return sides[0], sides[1]
+
+
+def bench(path: Path, reference: Path | None, settings: Settings) -> dict[str, Any]:
+    """Measure a bundle's artifacts, or one artifact, on this machine.
+
+    Args:
+        path: a bundle or an artifact.
+        reference: whose first samples are the inputs; a bundle has its own, and an ONNX file
+            alone is fed random numbers, which the report says.
+        settings: when to stop; its inputs are not used.
+
+    Returns:
+        A report for JSON: schema_version, environment, inputs, results.
+    """
+    from edgekit import latency
+
+    if (path / MANIFEST).exists():
+        bundle = Bundle.open(path)
+        artifacts = [
+            (row.path, find("converters", row.format).RUNTIME)
+            for row in bundle.manifest.rows
+            if row.path is not None
+        ]
+        base, reference = path, path / "reference.npz"
+    else:
+        artifacts = [(path.name, find("converters", format_of(path)).RUNTIME)]
+        base = path.parent
+    results = []
+    for name, runtime in artifacts:
+        absent = "on the device" if runtime is None else find("runtimes", runtime).untimed()
+        if absent:
+            entries = [{"runtime": runtime or "tensorrt", "status": f"not run: {absent}"}]
+        else:
+            inputs = _call_inputs(base / name, str(runtime), reference)
+            used = replace(settings, inputs=inputs)
+            entries = latency.time_artifact(base / name, str(runtime), used)
+        results.append({"artifact": name, "entries": entries})
+    return {
+        "schema_version": latency.SCHEMA_VERSION,
+        "environment": latency.environment(),
+        "inputs": str(reference) if reference else "random numbers",
+        "results": results,
+    }
+
+
+def _call_inputs(artifact: Path, runtime: str, reference: Path | None) -> Arrays:
+    """The inputs of one call: reference samples, or random numbers for a lone ONNX file."""
+    with find("runtimes", runtime).open(artifact, None) as session:
+        if reference is not None:
+            inputs, _ = load_reference(reference)
+            return {name: value[: session.batch or 1] for name, value in inputs.items()}
+        if not hasattr(session, "random_inputs"):
+            raise EdgekitError(
+                f"There are no inputs for {artifact}.", "", "Pass --reference reference.npz."
+            )
+        drawn: Arrays = session.random_inputs()
+        return drawn
+
+
+def read_back(bundle_path: Path, result_path: Path) -> Bundle:
+    """Put what a kit found on its device into the bundle's manifest.
+
+    Raises:
+        EdgekitError: no such bundle or result, or one of another model.
+    """
+    from edgekit.converters.on_device import read_result
+
+    bundle = Bundle.open(bundle_path)
+    kits = {row.target: row for row in bundle.manifest.rows if row.format == "on_device"}
+    found = read_result(
+        result_path, {t: str(r.details.get("model_sha256")) for t, r in kits.items()}
+    )
+    entry: dict[str, Any] = {"runtime": f"tensorrt {found.tensorrt}", "status": found.status}
+    if found.timing is not None:
+        figures = {name.lower(): value for name, value in found.timing["latency_ms"].items()}
+        figures |= {name: found.timing[name] for name in ("throughput", "iterations", "warmup")}
+        entry |= {"status": "measured", "latency_ms": figures, "peak_memory_mb": None}
+    worst = min((found.drift or {}).values(), key=lambda d: d["cosine"] or 0, default=None)
+    row = kits[found.target].model_copy(
+        update={
+            "status": {"passed": "verified on the device"}.get(found.status, found.status),
+            "ok": found.status != "failed",
+            "drift": worst,
+            "latency": [{**entry, "device": found.device}],
+        }
+    )
+    return bundle.with_row(row)

@@ -1,0 +1,99 @@
+"""Table: results as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from edgekit.bundle import Bundle, Row
+
+
+def bundle_table(bundle: Bundle) -> Table:
+    """One row an artifact: target, artifact, status, size, drift, top-1, latency."""
+    recipe, model = bundle.manifest.recipe, bundle.manifest.model
+    title = f"{recipe['model']} in {recipe['precision']}"
+    if model["top1"] is not None:
+        judged = bundle.manifest.data["judged_samples"]
+        title += f": source {model['top1']:.2%} top-1 on {judged} images"
+    table = _table(title, "target", "artifact", "status", "size", "drift", "top-1", "latency")
+    for row in bundle.manifest.rows:
+        style = "" if row.ok else "red"
+        table.add_row(*_cells(row), style=style)
+    return table
+
+
+def latency_table(title: str, entries: list[dict[str, Any]]) -> Table:
+    """One row a measurement, in milliseconds."""
+    columns = ("avg", "p50", "p90", "p95", "p99", "min", "max", "std")
+    table = _table(title, "runtime", "threads", *columns, "samples/s", "peak MB")
+    for entry in entries:
+        found = entry.get("latency_ms")
+        if found is None:
+            table.add_row(entry["runtime"], str(entry.get("threads", "")), entry["status"])
+            continue
+        figures = [f"{found[name]:.2f}" for name in columns]
+        memory = entry["peak_memory_mb"]
+        table.add_row(
+            entry["runtime"],
+            str(entry.get("threads", "")),
+            *figures,
+            f"{found['throughput']:.0f}",
+            "unknown" if memory is None else f"{memory:.0f}",
+        )
+    return table
+
+
+def plain_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+    """A table of text."""
+    table = _table(title, *columns)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def show(table: Table) -> None:
+    """Print on stdout; wide enough for every column where stdout is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    drift = row.drift
+    size = "" if row.size is None else f"{row.size / 1e6:.2f} MB"
+    return (
+        row.target,
+        row.path.rpartition("/")[2] if row.path else row.format,
+        row.status,
+        size,
+        "" if drift is None else drift_text(drift),
+        "" if row.top1 is None else f"{row.top1:.2%}",
+        "\n".join(_brief(entry) for entry in row.latency),
+    )
+
+
+def drift_text(drift: dict[str, Any]) -> str:
+    """Cosine and largest error."""
+    return f"cos {drift['cosine']:.5f}, max {drift['max_abs']:.1e}"
+
+
+def _brief(entry: dict[str, Any]) -> str:
+    found = entry.get("latency_ms")
+    if found is None:
+        return str(entry["status"])
+    threads = entry.get("threads")
+    if threads is None:
+        return f"{found['p50']:.2f} ms ({entry['runtime']})"
+    return f"{found['p50']:.2f} ms ({threads} thread{'s' if threads > 1 else ''})"

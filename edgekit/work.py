@@ -1,0 +1,295 @@
+"""Work: the pieces of one recipe, each made when it is first asked for, and only once."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import data, families, files
+from edgekit.converters import Artifact
+from edgekit.drift import TOLERANCES, Drift, compare, first_divergence
+from edgekit.errors import CheckFailed, EdgekitError
+from edgekit.families.factory import code_file
+from edgekit.find import find
+from edgekit.model import Graph, Input, Model, run_module
+from edgekit.progress import say, stage, track
+from edgekit.recipe import Recipe
+from edgekit.targets import Target
+from edgekit.targets.rules import rules_for
+
+if TYPE_CHECKING:
+    from edgekit.data import Dataset
+    from edgekit.quantize.scales import ScaleTable
+    from edgekit.targets.runtimes import Arrays
+
+#: Rewrites that hold for every runtime; they come before calibration.
+COMMON_REWRITES = ("batch_norm", "constants", "resize")
+#: Without evaluation data, this share of the calibration data is kept for judging.
+HELD_OUT = 0.25
+
+
+class Work:
+    """A recipe, and the data where it is a Python object rather than a path."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        calibration: Iterable[Any] | None = None,
+        evaluation: Iterable[Any] | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self._given = {"calibration": calibration, "evaluation": evaluation}
+        self._opened: dict[str, Dataset] = {}
+        if not (recipe.random_calibration or self._sources()):
+            raise EdgekitError(
+                "There is no data to check the result with.",
+                f"{recipe.model} would be converted unproven"
+                + (", and INT8 needs ranges of real activations." if self._calibrated else "."),
+                "Pass --calibration DATA (a folder of images, .npz, ...) or --evaluation DATA; "
+                "or --random-calibration, and the bundle will say so.",
+            )
+        if self._calibrated and not (recipe.random_calibration or self._source("calibration")):
+            raise EdgekitError(
+                "INT8 needs calibration data.", "", "Pass --calibration DATA, or --scales TABLE."
+            )
+
+    @cached_property
+    def model(self) -> Model:
+        """The source model, with the recipe's batch."""
+        recipe = self.recipe
+        options = families.Options(
+            checkpoint=recipe.checkpoint,
+            random_weights=recipe.random_weights,
+            allow_partial=recipe.allow_partial,
+            inputs=tuple(Input.parse(text) for text in recipe.inputs),
+            arguments=recipe.arguments,
+        )
+        with stage(f"Loading {recipe.model}"):
+            return families.load(recipe.model, options).with_batch(recipe.batch)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The model exported in fp32, with the rewrites common to all runtimes."""
+        with stage(f"Exporting {self.recipe.model}"):
+            return _rewritten(self.model.export(), COMMON_REWRITES)
+
+    @cached_property
+    def datasets(self) -> tuple[Dataset, Dataset]:
+        """Samples for calibration and for judging, disjoint unless given as such."""
+        recipe, inputs = self.recipe, self.model.inputs
+        if recipe.random_calibration:
+            say("Using random numbers as data, as asked: accuracy is unknown.")
+            pair = [data.random_data(inputs, recipe.samples, recipe.seed + i) for i in (0, 1)]
+            return pair[0], pair[1]
+        opened = {name: self._open(name) for name in self._sources()}
+        judge = opened.get("evaluation", opened.get("calibration"))
+        calibrate = opened.get("calibration", judge)
+        if calibrate is None or judge is None:
+            raise KeyError("no data")
+        if calibrate is judge and self._calibrated:
+            judge, calibrate = judge.split(HELD_OUT, recipe.seed)
+        return self._some(calibrate), self._some(judge)
+
+    @cached_property
+    def batches(self) -> list[Arrays]:
+        """The judging samples as inputs by name, in the recipe's batch size."""
+        size = 1 if self.recipe.batch == "dynamic" else self.recipe.batch
+        _, judge = self.datasets
+        if len(judge) < size:
+            raise EdgekitError(
+                f"{judge.origin} is too small to judge with.",
+                f"It has {len(judge)} samples; one call takes {size}.",
+                "Give more data, or a smaller --batch.",
+            )
+        return list(_stacked(judge, size))
+
+    @cached_property
+    def expected(self) -> list[Arrays]:
+        """The source model's outputs for ``batches``."""
+        model = self.model
+        judge = self.datasets[1]
+        runs = track(self.batches, f"Running the source on {judge.origin}")
+        return [run_module(model.module, batch, model.outputs) for batch in runs]
+
+    def calibrate(self) -> ScaleTable:
+        """One pass over the calibration samples, or the table that the recipe names."""
+        from edgekit.edit import Editor
+        from edgekit.quantize.calibrate import calibrate
+        from edgekit.quantize.scales import ScaleTable
+        from edgekit.quantize.sites import find_sites
+
+        if self.recipe.scales is not None:
+            return ScaleTable.load(self.recipe.scales)
+        sites = find_sites(Editor(self.graph), self.recipe.exclude)
+        return calibrate(self.graph, sites, self.datasets[0])
+
+    def lower(self, target: Target, table: ScaleTable | None) -> Graph:
+        """The graph as the target's runtime wants it, in the recipe's precision."""
+        from edgekit.quantize.fp16 import rewrite_fp16
+        from edgekit.quantize.int8 import place
+
+        rules, precision = rules_for(target), self.recipe.precision
+        graph = _rewritten(self.graph, rules.rewrites)
+        if table is not None:
+            graph = place(graph, table, rules)
+        if precision != "fp32" and (precision == "fp16" or target.float_dtype == "fp16"):
+            if rules.explicit_casts:
+                return rewrite_fp16(graph, precision)
+            return graph.replace(graph.exported, precision)
+        return graph
+
+    def convert(self, source: Graph | Path, format: str, out: Path, target: Target) -> Artifact:
+        """One artifact, written to ``out``."""
+        with stage(f"{target.name}: making {format}"):
+            artifact: Artifact = find("converters", format).convert(source, out, target)
+        return artifact
+
+    def run(self, artifact: Path, runtime: str) -> list[Arrays]:
+        """The artifact's outputs for ``batches``."""
+        with find("runtimes", runtime).open(artifact, None) as session:
+            runs = track(self.batches, f"Running {artifact.name} on {self.datasets[1].origin}")
+            return [session.infer(batch) for batch in runs]
+
+    def judge(self, artifact: Path, runtime: str) -> tuple[Drift, float | None, str]:
+        """Drift, share of correct labels, and why the artifact is out of tolerance (or '')."""
+        actual = self.run(artifact, runtime)
+        drift = compare(self.expected, actual)
+        tolerance = TOLERANCES[self.recipe.precision]
+        failure = tolerance.failure(drift)
+        if failure:
+            batch = self.batches[0]
+            reference = trace_graph(self.graph, batch)
+            traced = find("runtimes", runtime).trace(artifact, batch)
+            layer = first_divergence(self.graph, reference, traced, tolerance.cosine)
+            failure = f"{failure}; first diverges at {layer}"
+        return drift, self.top1(actual), failure
+
+    def top1(self, outputs: list[Arrays]) -> float | None:
+        """Share of correct labels by the first output, or None where that has no meaning."""
+        import numpy as np
+
+        labels = self.datasets[1].labels
+        scores = np.concatenate([next(iter(call.values())) for call in outputs])
+        if labels is None or scores.ndim != 2 or max(labels) >= scores.shape[1]:
+            return None
+        return float((scores.argmax(1) == np.array(labels[: len(scores)])).mean())
+
+    def single(self, target: Target, format: str, out: Path) -> tuple[Artifact, str, Drift | None]:
+        """One artifact at ``out``, with what it is made from, checked before it is named so.
+
+        Returns:
+            The artifact; ``verified``, or why nothing here can run it; and its drift.
+
+        Raises:
+            CheckFailed: it is out of tolerance; nothing is written.
+        """
+        table = self.calibrate() if self.recipe.precision == "int8" else None
+        graph = self.lower(target, table)
+        status, drift = "", None
+        with files.atomic(out) as room, tempfile.TemporaryDirectory() as scratch:
+            source: Graph | Path = graph
+            for name in _chain(format):
+                path = room if name == format else Path(scratch) / find("converters", name).NAME
+                artifact = self.convert(source, name, path, target)
+                status, drift = self._judged(path, name)
+                source = path
+        return dataclasses.replace(artifact, path=out), status, drift
+
+    def _judged(self, artifact: Path, format: str) -> tuple[str, Drift | None]:
+        runtime = find("converters", format).RUNTIME
+        absent = "on the device" if runtime is None else find("runtimes", runtime).unavailable()
+        if absent:
+            return f"built, not run: {absent}", None
+        drift, _, failure = self.judge(artifact, runtime)
+        if failure:
+            raise CheckFailed(f"{artifact.name} is not equal to {self.recipe.model}.", failure)
+        return "verified", drift
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the recipe's results depend on outside of it: files, data and code."""
+        recipe = self.recipe
+        family, _, rest = recipe.model.partition("/")
+        found: dict[str, Any] = {"model": recipe.model}
+        if ":" in recipe.model and not rest:
+            code = code_file(recipe.model)
+            found["code"] = files.sha256(code) if code else None
+        elif Path(rest).is_dir():
+            found["model"] = [family, files.fingerprint(Path(rest))]
+        for name in ("checkpoint", "scales"):
+            path: Path | None = getattr(recipe, name)
+            found[name] = files.fingerprint(path) if path else None
+        for name, source in self._sources().items():
+            path_given = isinstance(source, Path)
+            found[name] = files.fingerprint(source) if path_given else self._open(name).fingerprint
+        return found
+
+    @property
+    def _calibrated(self) -> bool:
+        return self.recipe.precision == "int8" and self.recipe.scales is None
+
+    def _source(self, name: str) -> Any:
+        given = self._given[name]
+        return given if given is not None else getattr(self.recipe, name)
+
+    def _sources(self) -> dict[str, Any]:
+        pairs = {name: self._source(name) for name in self._given}
+        return {name: source for name, source in pairs.items() if source is not None}
+
+    def _open(self, name: str) -> Dataset:
+        """A source as a dataset, opened once: a Python iterable may end after one pass."""
+        if name not in self._opened:
+            source = self._source(name)
+            model = self.model
+            self._opened[name] = data.open_data(source, model.inputs, model.preprocess)
+        return self._opened[name]
+
+    def _some(self, dataset: Dataset) -> Dataset:
+        return dataset.take(min(self.recipe.samples, len(dataset)), self.recipe.seed)
+
+
+def trace_graph(graph: Graph, inputs: Arrays) -> dict[str, Any]:
+    """Every tensor that the graph computes in PyTorch, by node name, for one call."""
+    import torch
+
+    values: dict[str, Any] = {}
+
+    class Recorder(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, torch.Tensor):
+                values[n.name] = value.numpy()
+            return value
+
+    with torch.inference_mode():
+        Recorder(graph.exported.module(check_guards=False)).run(
+            *(torch.from_numpy(inputs[spec.name]) for spec in graph.inputs)
+        )
+    return values
+
+
+def _chain(format: str) -> list[str]:
+    """The converters to run, in order, to get this format."""
+    accepts = find("converters", format).ACCEPTS
+    return [format] if accepts == "graph" else [*_chain(accepts), format]
+
+
+def _rewritten(graph: Graph, names: Iterable[str]) -> Graph:
+    for name in names:
+        graph = find("rewrites", name).rewrite(graph)
+    return graph
+
+
+def _stacked(dataset: Dataset, size: int) -> Iterator[Arrays]:
+    """Whole batches; a remainder smaller than ``size`` is left out."""
+    import numpy as np
+
+    batch: list[dict[str, Any]] = []
+    for sample in dataset:
+        batch.append(sample)
+        if len(batch) == size:
+            yield {name: np.stack([s[name] for s in batch]) for name in batch[0]}
+            batch = []
