@@ -30,6 +30,8 @@ ACCEPTS = "graph"
 REQUIRES = {"onnx": "onnx", "onnxscript": "onnxscript"}
 #: Opset 23 keeps attention whole, and TensorRT for RTX does not build that in fp32.
 DEFAULT_OPSET = 20
+#: What torch exports at the least; older runtimes get a converted file.
+LEAST_OPSET = 18
 _EXTERNAL_ABOVE = 2 * 1024**3 - 64 * 1024**2
 
 
@@ -40,8 +42,10 @@ def convert(source: Graph, out: Path, target: Target) -> Artifact:
         EdgekitError: torch cannot express the graph in ONNX, or the result is invalid.
     """
     opset = min(DEFAULT_OPSET, target.opset or DEFAULT_OPSET)
-    program = _export(source, max(opset, 18))
-    _save(program, out, opset)
+    program = _export(source, max(opset, LEAST_OPSET))
+    _save(program, out)
+    if opset < LEAST_OPSET:
+        _lower_opset(out, opset)
     model = _check(out, source)
     nodes = Counter(node.op_type for node in model.graph.node)
     return Artifact("onnx", out, {"opset": opset, "nodes": dict(nodes.most_common())})
@@ -116,7 +120,41 @@ def _quantization_table() -> dict[Any, Any]:
     }
 
 
-def _save(program: ONNXProgram, out: Path, opset: int) -> None:
+def _lower_opset(path: Path, opset: int) -> None:
+    """Rewrite the file at an older opset, with ONNX's own version converter."""
+    import onnx
+
+    try:
+        lowered = onnx.version_converter.convert_version(onnx.load(str(path)), opset)
+    except RuntimeError as error:
+        raise EdgekitError(
+            f"The model cannot be expressed in ONNX opset {opset}.",
+            str(error).strip().splitlines()[0],
+            "Choose a target with a newer runtime.",
+        ) from error
+    for node in lowered.graph.node:
+        _drop_newer_attributes(node, opset)
+    onnx.save(lowered, str(path))
+
+
+def _drop_newer_attributes(node: Any, opset: int) -> None:
+    """Remove attributes that the older operator lacks, where they have their default value.
+
+    ONNX's converter leaves them. One with another value stays, and the checker names it.
+    """
+    import onnx
+
+    newer = onnx.defs.get_schema(node.op_type, LEAST_OPSET + 1, node.domain).attributes
+    older = onnx.defs.get_schema(node.op_type, opset, node.domain).attributes
+    for attribute in list(node.attribute):
+        known = newer.get(attribute.name)
+        default = known.default_value if known else None
+        if attribute.name not in older and default is not None:
+            if onnx.helper.get_attribute_value(default) == onnx.helper.get_attribute_value(attribute):
+                node.attribute.remove(attribute)
+
+
+def _save(program: ONNXProgram, out: Path) -> None:
     size = sum(
         value.const_value.nbytes
         for value in program.model.graph.initializers.values()

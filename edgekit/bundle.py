@@ -8,7 +8,6 @@ step whose key is unchanged.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgekit import files
@@ -23,6 +23,7 @@ from edgekit.errors import EdgekitError
 
 MANIFEST = "manifest.json"
 _STEPS = ".steps.json"
+_LOCK = ".lock"
 
 
 class Step(BaseModel):
@@ -107,12 +108,9 @@ class Bundle:
             raise EdgekitError(f"{path / MANIFEST} is malformed.", str(error)) from error
 
     def damaged(self) -> list[str]:
-        """Names of artifacts that are missing or no longer what was built."""
-        return [
-            row.path
-            for row in self.manifest.rows
-            if row.path is not None and not _same(self.path / row.path, row.sha256)
-        ]
+        """Files, and folders that are artifacts, missing or no longer what was built."""
+        built = {n: sha for step in self.manifest.steps.values() for n, sha in step.files.items()}
+        return [name for name, sha256 in built.items() if not _same(self.path / name, sha256)]
 
     def with_row(self, row: Row) -> Self:
         """The bundle, on disk too, with a row in place of that of the same artifact."""
@@ -143,11 +141,11 @@ class Draft:
                     "Choose another --output, or remove it.",
                 )
             self._old = Bundle.open(self.out) if (self.out / MANIFEST).exists() else None
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w")
+        self._made = files.make_folder(self.path)
+        self._lock = FileLock(self.path / _LOCK)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
             raise EdgekitError(f"{self.out} is being built by another process.") from error
         if (self.path / _STEPS).exists():
             saved = json.loads((self.path / _STEPS).read_text(encoding="utf-8"))
@@ -160,9 +158,10 @@ class Draft:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._lock.close()
-        if not self._done:
+        self._lock.release()
+        if not self._done or isinstance(error, EdgekitError):
             shutil.rmtree(self.path, ignore_errors=True)
+            files.remove_empty(self._made[1:])
 
     def step(
         self,
@@ -223,8 +222,8 @@ class Draft:
                     _remove(self.path / produced)
         manifest = manifest.model_copy(update={"steps": dict(self._done)})
         files.write_text(self.path / MANIFEST, manifest.model_dump_json(indent=1))
-        for leftover in (_STEPS, ".lock"):
-            (self.path / leftover).unlink()
+        for leftover in (_STEPS, _LOCK):
+            (self.path / leftover).unlink(missing_ok=True)
         old = self.out.with_name(f".{self.out.name}.old")
         if self.out.exists():
             files.replace(self.out, old)
@@ -233,7 +232,7 @@ class Draft:
         return Bundle(self.out, manifest)
 
 
-def _same(path: Path, sha256: str | None) -> bool:
+def _same(path: Path, sha256: str) -> bool:
     return path.exists() and files.sha256(path) == sha256
 
 

@@ -62,7 +62,10 @@ def _ability(target: targets.Target) -> Ability:
         build = error.fix
     runtime = find("converters", target.formats[-1]).RUNTIME
     if runtime is None:
-        verify = "its ONNX here, the engine by on_device/ there"
+        verify = "its ONNX here, the engine on the device"
         return Ability(target.name, build, verify, "on the device")
     module = find("runtimes", runtime)
-    return Ability(target.name, build, module.unavailable(), module.untimed())
+    verify = module.unavailable()
+    if verify and len(target.formats) > 1:
+        verify = f"its ONNX here, the engine not: {verify}"
+    return Ability(target.name, build, verify, module.untimed())

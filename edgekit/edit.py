@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +42,8 @@ class Editor:
     def __init__(self, graph: Graph) -> None:
         self._origin = graph
         program = graph.exported
-        self._module = copy.deepcopy(program.graph_module)
+        with quiet_copies():
+            self._module = copy.deepcopy(program.graph_module)
         self.fx = self._module.graph
         self._state: dict[str, torch.Tensor] = dict(program.state_dict)
         self._constants = dict(program.constants)
@@ -137,7 +140,14 @@ class Editor:
         FakeTensorProp(self._module, mode).propagate_dont_convert_inputs(*values)
 
     def _input_specs(self) -> list[InputSpec]:
-        return [self._specs[node.name] for node in self.fx.find_nodes(op="placeholder")]
+        """In the placeholders' order; copying a graph renames some, such as ``input``."""
+        specs = [(self._specs[n.name], n.name) for n in self.fx.find_nodes(op="placeholder")]
+        return [
+            dataclasses.replace(spec, arg=TensorArgument(name))
+            if isinstance(spec.arg, TensorArgument)
+            else spec
+            for spec, name in specs
+        ]
 
     def _output_specs(self) -> list[Any]:
         results = self.fx.output_node().args[0]
@@ -148,6 +158,14 @@ class Editor:
             else spec
             for spec, result in zip(specs, results, strict=True)
         ]
+
+
+@contextlib.contextmanager
+def quiet_copies() -> Iterator[None]:
+    """Silence what torch says of its own pytrees whenever it copies a graph that holds one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        yield
 
 
 def module_path(node: Node) -> str:

@@ -16,6 +16,10 @@ from typing import Any
 from edgekit.errors import EdgekitError
 
 
+class NoSpace(EdgekitError):
+    """The disk is full: no fault of one artifact, so it ends the whole build."""
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A place of the same name to write ``path`` in; it is moved there if the block succeeds.
@@ -23,9 +27,10 @@ def atomic(path: Path) -> Iterator[Path]:
     Files written beside it (external data) move along. On any failure nothing stays.
 
     Raises:
-        EdgekitError: the disk is full.
+        NoSpace: the disk is full.
+        EdgekitError: the folder cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made = make_folder(path.parent)
     room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield room / path.name
@@ -34,13 +39,37 @@ def atomic(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise EdgekitError(
+        raise NoSpace(
             f"There is no space left to write {path}.",
             f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MB are free on that disk.",
             "Free some space, or choose another --output, and run the same command again.",
         ) from error
     finally:
         shutil.rmtree(room, ignore_errors=True)
+        remove_empty(made)
+
+
+def make_folder(path: Path) -> list[Path]:
+    """Make a folder and its parents; returns those that were not there, inmost first.
+
+    Raises:
+        EdgekitError: the system refuses.
+    """
+    absent = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EdgekitError(
+            f"The folder {path} cannot be made.", str(error), "Choose another --output."
+        ) from error
+    return absent
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders that hold nothing, inmost first, up to one that holds something."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def replace(source: Path, destination: Path) -> None:

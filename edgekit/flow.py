@@ -19,7 +19,6 @@ from edgekit.latency import Settings, time_artifact, time_source
 from edgekit.progress import say, stage
 from edgekit.recipe import Recipe
 from edgekit.targets import Target
-from edgekit.targets import load as load_target
 from edgekit.work import Work
 
 if TYPE_CHECKING:
@@ -49,9 +48,8 @@ def build(
     Raises:
         EdgekitError: bad input, or something missing; nothing is left at ``out``.
     """
-    targets = [load_target(name) for name in recipe.targets]
+    targets = recipe.devices()
     for target in targets:
-        target.require(recipe.precision)
         packages.require(target.formats)
     work = Work(recipe, calibration, evaluation)
     facts = {**work.fingerprint(), "edgekit": version("edgekit"), "torch": version("torch")}
@@ -84,7 +82,8 @@ class _Build:
         reference = self._step("reference", self.data, self._reference, "reference.npz")
         table, scales = self._calibrated()
         rows = [row for target in targets for row in self._target(target, table, scales)]
-        baseline = self._baseline() if any(row.latency for row in rows) else []
+        timed = any("latency_ms" in entry for row in rows for entry in row.latency)
+        baseline = self._baseline() if timed else []
         manifest = Manifest(
             status="ok" if all(row.ok for row in rows) else "failed",
             request=request,
@@ -151,6 +150,8 @@ class _Build:
         for name in target.formats:
             try:
                 rows.append(self._artifact(target, name, graph, made, scales))
+            except files.NoSpace:
+                raise
             except EdgekitError as error:
                 say(f"{target.name}: {name} failed: {error}")
                 rows.append(_failed(target, name, error))
@@ -176,10 +177,11 @@ class _Build:
             inputs["reference"] = files.sha256(reference)
 
         def convert(out: Path) -> dict[str, Any]:
-            artifact = self.work.convert(accepted or graph(), name, out, target)
+            source = accepted or graph()
+            artifact = self.work.convert(source, name, out, target)
             if converter.RUNTIME is None:
                 shutil.copy(reference, out / "reference.npz")
-            return dict(artifact.details)
+            return {**artifact.details, **_placement(source)}
 
         details = self._step(f"{target.name}/{name}", inputs, convert, place)
         made[name] = self.draft.path / place
@@ -260,9 +262,18 @@ def _failed(target: Target, name: str, error: EdgekitError) -> Row:
         path=None,
         sha256=None,
         size=None,
-        status=f"failed: {error.what} {error.why}",
+        status=" ".join(f"failed: {error.what} {error.why}".split()),
         ok=False,
     )
+
+
+def _placement(source: Graph | Path) -> dict[str, Any]:
+    """How much of a graph is in INT8; nothing for what is made of another artifact."""
+    from edgekit.quantize.int8 import count_int8, kept_float
+
+    if isinstance(source, Path) or source.precision != "int8":
+        return {}
+    return {"int8_modules": count_int8(source), "kept_float": list(kept_float(source))}
 
 
 def _describe(work: Work) -> dict[str, Any]:

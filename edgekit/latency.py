@@ -126,6 +126,8 @@ def time_source(model: Model, settings: Settings) -> list[dict[str, Any]]:
     """
     from edgekit.targets.runtimes.torch import Compiled, Eager, torch_threads
 
+    tensors = [*model.module.parameters(), *model.module.buffers()]
+    weights = sum(tensor.nbytes for tensor in tensors) / 2**20
     entries = []
     plans = [("torch eager", Eager, n) for n in thread_counts()]
     for name, make, threads in [*plans, ("torch.compile", Compiled, cores())]:
@@ -135,6 +137,8 @@ def time_source(model: Model, settings: Settings) -> list[dict[str, Any]]:
         except EdgekitError as error:
             entries.append({"runtime": name, "threads": threads, "status": f"failed: {error.why}"})
         else:
+            # The weights are in memory already; an artifact's figure includes its own.
+            memory.added_mb = None if memory.added_mb is None else memory.added_mb + weights
             entries.append(_entry(name, threads, result, memory))
     return entries
 
@@ -150,7 +154,7 @@ def _entry(runtime: str, threads: int, result: Latency, memory: PeakMemory) -> d
 
 
 class PeakMemory:
-    """Megabytes of resident memory that a block added at its height; None if unknown."""
+    """Mebibytes of resident memory that a block added at its height; None if unknown."""
 
     added_mb: float | None = None
 
@@ -163,7 +167,7 @@ def peak_memory() -> Iterator[PeakMemory]:
     yield found
     after = _status("VmHWM")
     if before is not None and after is not None:
-        found.added_mb = max(after - before, 0.0) / 1024
+        found.added_mb = max(after - before, 0.0) / 2**10
 
 
 def environment() -> dict[str, Any]:

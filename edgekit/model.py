@@ -121,6 +121,8 @@ class Model:
         """
         import torch
 
+        from edgekit.edit import quiet_copies
+
         module = self.module.eval()
         example = {i.name: _example(i) for i in self.inputs}
         dims: dict[str, torch.export.Dim] = {}
@@ -135,7 +137,8 @@ class Model:
         try:
             exported = torch.export.export(module, (), example, dynamic_shapes=shapes)
             # No decompositions, but in-place operators become functional ones.
-            exported = exported.run_decompositions({})
+            with quiet_copies():
+                exported = exported.run_decompositions({})
         except Exception as error:
             raise EdgekitError(
                 f"{self.source} cannot be exported by torch.export.",
@@ -200,7 +203,9 @@ def _example(spec: Input) -> torch.Tensor:
     # Two samples: torch.export treats a size of 1 as a constant.
     shape = spec.concrete(batch=2)
     dtype = getattr(torch, spec.dtype)
-    return torch.zeros(shape, dtype=dtype) if not dtype.is_floating_point else torch.rand(shape)
+    if dtype.is_floating_point:
+        return torch.rand(shape, dtype=dtype)
+    return torch.zeros(shape, dtype=dtype)
 
 
 def _first_lines(error: BaseException, count: int = 3) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekit.errors import EdgekitError
 from edgekit.find import unknown
-from edgekit.targets import Precision
+from edgekit.targets import Precision, Target, load
 
 _PATHS = ("checkpoint", "calibration", "evaluation", "scales")
 
@@ -20,7 +20,8 @@ class Recipe(BaseModel):
 
     Attributes:
         model: ``timm/NAME``, ``transformers/FOLDER_OR_ID`` or ``package.module:factory``.
-        targets: names of target devices; each gets a folder in the bundle.
+        targets: names of target devices; each gets a folder in the bundle. None is needed to
+            inspect a model.
         precision: of the artifacts.
         checkpoint: weights; None takes the model's own.
         random_weights: skip weights; the results prove latency and parity, not accuracy.
@@ -42,14 +43,14 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
-    targets: tuple[str, ...] = Field(min_length=1)
+    targets: tuple[str, ...] = ()
     precision: Precision = "fp32"
     checkpoint: Path | None = None
     random_weights: bool = False
     allow_partial: bool = False
     arguments: dict[str, Any] = {}
     inputs: tuple[str, ...] = ()
-    batch: int | Literal["dynamic"] = 1
+    batch: Annotated[int, Field(ge=1)] | Literal["dynamic"] = 1
     calibration: Path | None = None
     evaluation: Path | None = None
     samples: int = Field(default=256, ge=1)
@@ -70,7 +71,7 @@ class Recipe(BaseModel):
         """
         for name in fields:
             if name not in cls.model_fields:
-                raise unknown(f"field of {origin}", name, cls.model_fields)
+                raise unknown(f"field of {origin}", str(name), cls.model_fields)
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
@@ -102,3 +103,20 @@ class Recipe(BaseModel):
         if rest and (path.parent / rest).is_dir():
             fields["model"] = f"{family}/{path.parent / rest}"
         return cls.check({**fields, **overrides}, str(path))
+
+    def devices(self) -> list[Target]:
+        """The target devices, each able to run the precision.
+
+        Raises:
+            EdgekitError: there is none, one is unknown, or one cannot run the precision.
+        """
+        if not self.targets:
+            raise EdgekitError(
+                f"{self.model} has no target.",
+                "What is made depends on the device that it is for.",
+                "Pass --target NAME; `edgekit targets` lists them.",
+            )
+        found = [load(name) for name in self.targets]
+        for target in found:
+            target.require(self.precision)
+        return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,17 +60,16 @@ def inspect(recipe: Recipe) -> Summary:
 
     from edgekit.edit import Editor
     from edgekit.quantize.sites import find_sites
-    from edgekit.work import Work
+    from edgekit.work import export, load_model
 
-    work = Work(recipe)
-    model = work.model
+    model = load_model(recipe)
     inputs = {
         spec.name: torch.zeros(spec.concrete(), dtype=getattr(torch, spec.dtype))
         for spec in model.inputs
     }
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model.module(**inputs)
-    sites = find_sites(Editor(work.graph), recipe.exclude)
+    sites = find_sites(Editor(export(model)), recipe.exclude)
     return Summary(
         source=model.source,
         weights=model.weights,
@@ -78,7 +78,7 @@ def inspect(recipe: Recipe) -> Summary:
         inputs=tuple(asdict(spec) for spec in model.inputs),
         outputs=model.outputs,
         preprocess=asdict(model.preprocess) if model.preprocess else None,
-        sites=tuple(s.name.removesuffix(".input") for s in sites if s.kind == "activation"),
+        sites=tuple(site.module for site in sites if site.kind == "activation"),
     )
 
 
@@ -145,13 +145,15 @@ def verify(path: Path, reference: Path | None = None, precision: str = "fp32") -
 
 
 def _verify_bundle(bundle: Bundle) -> list[Checked]:
-    damaged = set(bundle.damaged())
+    damaged = bundle.damaged()
+    checks = [Checked(name, "damaged: not what was built", False, None) for name in damaged]
+    if "reference.npz" in damaged:
+        return checks
     reference = load_reference(bundle.path / "reference.npz")
-    checks = []
     for row in bundle.manifest.rows:
+        if row.path is None:
+            checks.append(Checked(f"{row.target} {row.format}", row.status, False, None))
         if row.path is None or row.path in damaged:
-            status = row.status if row.path is None else "damaged: not the file that was built"
-            checks.append(Checked(row.path or f"{row.target} {row.format}", status, False, None))
             continue
         runtime = find("converters", row.format).RUNTIME
         precision = bundle.manifest.recipe["precision"]
@@ -168,7 +170,14 @@ def _verify_one(
         return Checked(name, f"built, not run: {absent}", True, None)
     inputs, outputs = reference
     with find("runtimes", str(runtime)).open(path, None) as session:
-        drift = compare([outputs], [in_batches(session, inputs)])
+        actual = in_batches(session, inputs)
+    found = {output: value.shape for output, value in actual.items()}
+    wanted = {output: value.shape for output, value in outputs.items()}
+    if found != wanted:
+        raise EdgekitError(
+            f"{path} does not fit the reference.", f"It gives {found}; the reference has {wanted}."
+        )
+    drift = compare([outputs], [actual])
     failure = TOLERANCES[precision].failure(drift)
     return Checked(name, f"drift: {failure}" if failure else "verified", not failure, drift)
 
@@ -197,8 +206,12 @@ def load_reference(path: Path) -> tuple[Arrays, Arrays]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             content = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, AttributeError) as error:
-        raise EdgekitError(f"{path} cannot be read as a reference.", str(error)) from error
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise EdgekitError(
+            f"{path} cannot be read as a reference.",
+            str(error),
+            "Take the reference.npz of a bundle.",
+        ) from error
     sides = [
         {n.removeprefix(f"{side}/"): v for n, v in content.items() if n.startswith(f"{side}/")}
         for side in ("input", "output")

@@ -76,12 +76,20 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.target,
         row.path.rpartition("/")[2] if row.path else row.format,
-        row.status,
+        _status(row),
         size,
         "" if drift is None else drift_text(drift),
         "" if row.top1 is None else f"{row.top1:.2%}",
         "\n".join(_brief(entry) for entry in row.latency),
     )
+
+
+def _status(row: Row) -> str:
+    """The status, and for INT8 how many modules are in it."""
+    if "int8_modules" not in row.details:
+        return row.status
+    count, floats = row.details["int8_modules"], len(row.details["kept_float"])
+    return f"{row.status}\nINT8 in {count} of {count + floats} layers"
 
 
 def drift_text(drift: dict[str, Any]) -> str:

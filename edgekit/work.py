@@ -60,22 +60,12 @@ class Work:
     @cached_property
     def model(self) -> Model:
         """The source model, with the recipe's batch."""
-        recipe = self.recipe
-        options = families.Options(
-            checkpoint=recipe.checkpoint,
-            random_weights=recipe.random_weights,
-            allow_partial=recipe.allow_partial,
-            inputs=tuple(Input.parse(text) for text in recipe.inputs),
-            arguments=recipe.arguments,
-        )
-        with stage(f"Loading {recipe.model}"):
-            return families.load(recipe.model, options).with_batch(recipe.batch)
+        return load_model(self.recipe)
 
     @cached_property
     def graph(self) -> Graph:
         """The model exported in fp32, with the rewrites common to all runtimes."""
-        with stage(f"Exporting {self.recipe.model}"):
-            return _rewritten(self.model.export(), COMMON_REWRITES)
+        return export(self.model)
 
     @cached_property
     def datasets(self) -> tuple[Dataset, Dataset]:
@@ -122,10 +112,12 @@ class Work:
         from edgekit.quantize.scales import ScaleTable
         from edgekit.quantize.sites import find_sites
 
-        if self.recipe.scales is not None:
-            return ScaleTable.load(self.recipe.scales)
-        sites = find_sites(Editor(self.graph), self.recipe.exclude)
-        return calibrate(self.graph, sites, self.datasets[0])
+        editor = Editor(self.graph)
+        sites = find_sites(editor, self.recipe.exclude)
+        if self.recipe.scales is None:
+            return calibrate(self.graph, sites, self.datasets[0])
+        excluded = {site.name for site in find_sites(editor)} - {site.name for site in sites}
+        return ScaleTable.load(self.recipe.scales).without(excluded)
 
     def lower(self, target: Target, table: ScaleTable | None) -> Graph:
         """The graph as the target's runtime wants it, in the recipe's precision."""
@@ -249,6 +241,25 @@ class Work:
 
     def _some(self, dataset: Dataset) -> Dataset:
         return dataset.take(min(self.recipe.samples, len(dataset)), self.recipe.seed)
+
+
+def load_model(recipe: Recipe) -> Model:
+    """The recipe's model, with its weights and batch."""
+    options = families.Options(
+        checkpoint=recipe.checkpoint,
+        random_weights=recipe.random_weights,
+        allow_partial=recipe.allow_partial,
+        inputs=tuple(Input.parse(text) for text in recipe.inputs),
+        arguments=recipe.arguments,
+    )
+    with stage(f"Loading {recipe.model}"):
+        return families.load(recipe.model, options).with_batch(recipe.batch)
+
+
+def export(model: Model) -> Graph:
+    """A model as a graph in fp32, with the rewrites common to all runtimes."""
+    with stage(f"Exporting {model.source}"):
+        return _rewritten(model.export(), COMMON_REWRITES)
 
 
 def trace_graph(graph: Graph, inputs: Arrays) -> dict[str, Any]:

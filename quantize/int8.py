@@ -7,6 +7,7 @@ so the graph that is verified in PyTorch is the graph that ships.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,18 +33,12 @@ def place(graph: Graph, table: ScaleTable, rules: Rules) -> Graph:
     """The graph with INT8 written into it where the runtime takes it.
 
     Raises:
-        EdgekitError: the table is of another model.
+        EdgekitError: the table is of another model, or lacks half of a layer.
     """
     editor = Editor(graph)
     sites = {site.name: site for site in find_sites(editor)}
-    strangers = sorted(set(table.sites) - set(sites))
-    if strangers:
-        raise EdgekitError(
-            "The scale table belongs to another model.",
-            f"It has sites that this model lacks: {', '.join(strangers[:5])}.",
-            "Calibrate this model: build without the table.",
-        )
     calls = {node.name: node for node in editor.calls()}
+    _check(table, {name: _scales(editor, calls[site.node], site) for name, site in sites.items()})
     pairs: dict[tuple[Node, float], Node] = {}
     for name, site in sites.items():
         if site.kind == "weight" or name not in table.sites:
@@ -53,13 +48,44 @@ def place(graph: Graph, table: ScaleTable, rules: Rules) -> Graph:
     return editor.done(precision="int8")
 
 
-def kept_float(table: ScaleTable, rules: Rules) -> tuple[str, ...]:
-    """Calibrated modules that this runtime's rules leave in float."""
-    return tuple(
-        name.removesuffix(".input")
-        for name, entry in table.sites.items()
-        if entry.kind == "activation" and entry.operator not in rules.int8
-    )
+def count_int8(graph: Graph) -> int:
+    """How many modules of a placed graph run in INT8."""
+    return len(list(Editor(graph).calls(str(DEQUANTIZE_CHANNELS))))
+
+
+def kept_float(graph: Graph) -> tuple[str, ...]:
+    """The modules that a placed graph leaves in float, though they could be quantized."""
+    return tuple(site.module for site in find_sites(Editor(graph)) if site.kind == "weight")
+
+
+def _check(table: ScaleTable, scales: Mapping[str, int]) -> None:
+    """Raise unless the table fits a model with these numbers of scales by site."""
+    strangers = sorted(set(table.sites) - set(scales))
+    if strangers:
+        raise EdgekitError(
+            "The scale table belongs to another model.",
+            f"It has sites that this model lacks: {', '.join(strangers[:5])}.",
+            "Calibrate this model: build without the table.",
+        )
+    for name, entry in table.sites.items():
+        if len(entry.scale) != scales[name]:
+            raise EdgekitError(
+                f"The scale table does not fit {name}.",
+                f"It has {len(entry.scale)} scales there; the model needs {scales[name]}.",
+                "Calibrate this model: build without the table.",
+            )
+        half = name.removesuffix(".input") + ".weight"
+        if entry.kind == "activation" and half not in table.sites:
+            raise EdgekitError(
+                f"The scale table has {name} without {half}.",
+                "A layer runs in INT8 only with both.",
+                "Remove both to keep the layer in float.",
+            )
+
+
+def _scales(editor: Editor, call: Node, site: Site) -> int:
+    weight = editor.tensor(call.args[1]) if site.kind == "weight" else None
+    return 1 if weight is None else weight.shape[0]
 
 
 def _quantize_call(
@@ -71,7 +97,7 @@ def _quantize_call(
     pairs: dict[tuple[Node, float], Node],
 ) -> None:
     activation = table.sites[site.name]
-    weight = table.sites[site.name.removesuffix(".input") + ".weight"]
+    weight = table.sites[f"{site.module}.weight"]
     source = call.args[0]
     if not isinstance(source, torch.fx.Node):
         raise TypeError(f"{call.name} has no tensor input")

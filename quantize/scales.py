@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekit.errors import EdgekitError
 
@@ -17,9 +18,9 @@ class Entry(BaseModel):
 
     kind: Literal["activation", "weight"]
     operator: str
-    bits: int
+    bits: Literal[8]
     axis: int | None
-    scale: tuple[float, ...]
+    scale: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
 
 
 class ScaleTable(BaseModel):
@@ -40,6 +41,11 @@ class ScaleTable(BaseModel):
     samples: int
     sites: dict[str, Entry]
 
+    def without(self, names: Collection[str]) -> Self:
+        """The table without the sites of these names."""
+        kept = {name: entry for name, entry in self.sites.items() if name not in names}
+        return self.model_copy(update={"sites": kept})
+
     def save(self, path: Path) -> None:
         """Write as JSON."""
         path.write_text(self.model_dump_json(indent=1), encoding="utf-8")
@@ -53,5 +59,5 @@ class ScaleTable(BaseModel):
         """
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
             raise EdgekitError(f"{path} is not a scale table.", str(error)) from error

@@ -45,7 +45,12 @@ class Site:
     operator: str
     node: str
     axis: int | None = None
-    bits: int = 8
+    bits: Literal[8] = 8
+
+    @property
+    def module(self) -> str:
+        """The path of the module in the user's code."""
+        return self.name.rpartition(".")[0]
 
     @property
     def qmax(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgekit.targets import Target
 
@@ -61,5 +61,8 @@ RULES = {
 
 
 def rules_for(target: Target) -> Rules:
-    """The rules of the target's runtime."""
-    return RULES[target.runtime]
+    """The rules of the target's runtime; TensorRT before 8.6 has no LayerNormalization."""
+    rules = RULES[target.runtime]
+    if target.opset is not None and target.opset < 18:
+        return replace(rules, rewrites=(*rules.rewrites, "layer_norm"))
+    return rules

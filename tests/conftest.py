@@ -2,12 +2,84 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# torch.compile takes seconds a build; test_latency.py turns it on where it is the subject.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+
+#: Flags for a build that measures hardly at all.
+FAST = ("--samples", "16", "--warmup", "0", "--iterations", "10", "--seconds", "0.01")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_command(*arguments: object) -> Ran:
+    """The real command line, in this process: loading torch anew takes seconds."""
+    from edgekit import cli, progress
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        patch.object(sys, "argv", ["edgekit", *map(str, arguments)]),
+        patch.object(progress, "_enabled", False),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def edgekit() -> Callable[..., Ran]:
+    """``edgekit("build", ...)`` gives its exit code, stdout and stderr."""
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def digits_request(digits_model: Path, digits_folder: Path) -> tuple[str, ...]:
+    """The model, data and speed of a quick INT8 build; targets and output are left out."""
+    model = ("build", f"timm/{digits_model}", "--precision", "int8")
+    return (*model, "--calibration", str(digits_folder), *FAST)
+
+
+@pytest.fixture(scope="session")
+def cpu_bundle(tmp_path_factory: pytest.TempPathFactory, digits_request: tuple[str, ...]) -> Path:
+    """A bundle for cpu in INT8. Do not change it: copy it."""
+    out = tmp_path_factory.mktemp("cpu") / "bundle"
+    assert run_command(*digits_request, "-t", "cpu", "-o", out).code == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def whole_bundle(
+    tmp_path_factory: pytest.TempPathFactory, digits_request: tuple[str, ...]
+) -> tuple[Path, Ran]:
+    """A bundle for one device of each runtime in INT8, and how it went. Do not change it."""
+    pytest.importorskip("tensorrt_rtx")
+    pytest.importorskip("coremltools")
+    out = tmp_path_factory.mktemp("whole") / "bundle"
+    devices = ("cpu", "rtx-4090", "jetson-orin-nano-super", "iphone-15-pro")
+    flags = [flag for device in devices for flag in ("-t", device)]
+    return out, run_command(*digits_request, *flags, "-o", out)
 
 
 @pytest.fixture(scope="session")

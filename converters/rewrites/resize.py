@@ -64,14 +64,15 @@ def _matrix(
     import torch
     import torch.nn.functional as F
 
+    # Four equal columns: torch's antialiased resize of a single one is wrong.
     identity = torch.eye(before, dtype=torch.float64).reshape(before, 1, before, 1)
-    size = {"size": (after, 1)} if scale is None else {"scale_factor": (scale, 1.0)}
+    size = {"size": (after, 4)} if scale is None else {"scale_factor": (scale, 1.0)}
     resized = F.interpolate(
-        identity,
+        identity.expand(-1, -1, -1, 4).contiguous(),
         mode=mode,
         antialias=antialias,
         align_corners=corners,
         recompute_scale_factor=None,
         **size,
     )
-    return resized.reshape(before, after).T.contiguous()
+    return resized[..., 0].reshape(before, after).T.contiguous()

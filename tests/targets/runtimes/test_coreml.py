@@ -31,11 +31,21 @@ TARGET = Target(
 runtime = find("runtimes", "coreml")
 
 
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.head(self.table(ids))
+        return scores
+
+
 @pytest.fixture(scope="module")
 def graph() -> Graph:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 3))
-    return Model(module, (Input("input", (2, 6), "int64"),), ("y",), "test").export()
+    return Model(Words(), (Input("ids", (2, 6), "int64"),), ("y",), "test").export()
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +54,7 @@ def package(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return converter.convert(graph, path, TARGET).path
 
 
-IDS = {"input": np.arange(12).reshape(2, 6) % 10}
+IDS = {"ids": np.arange(12).reshape(2, 6) % 10}
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS runs Core ML")
@@ -58,7 +68,7 @@ def test_infers_as_the_source_and_restores_threads(graph: Graph, package: Path) 
 
 
 def test_a_dynamic_batch_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Model(nn.ReLU(), (Input("input", ("batch", 4)),), ("y",), "test")
+    model = Model(Words(), (Input("ids", ("batch", 4), "int64"),), ("y",), "test")
     package = converter.convert(model.export(), tmp_path / "m.mlpackage", TARGET).path
     assert runtime.open(package).batch is None
     monkeypatch.setattr(sys, "platform", "darwin")
@@ -98,6 +108,6 @@ def test_macos_predicts_with_core_mls_own_types(
     with runtime.open(package) as opened:
         assert opened.batch == 2
         assert list(opened.infer(IDS)) == ["y"]
-    assert seen["input"].dtype == np.int32
+    assert seen["ids"].dtype == np.int32
     with pytest.raises(EdgekitError, match="cannot be run with 2 threads"):
         runtime.open(package, threads=2)
