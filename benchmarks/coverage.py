@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from coverage_page import COLUMNS, markdown, rows_of
 
-from edgekit import drift, files, table, targets
+from edgekit import drift, files, packages, table, targets
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
@@ -240,30 +240,44 @@ def _child(name: str, backends: tuple[str, ...]) -> None:
 
 def main() -> None:
     """Run the models asked for, save each result, and show all of them."""
-    from edgekit.latency import environment
-
     given = _arguments()
-    backends = tuple(given.only.split(","))
+    asked = tuple(given.only.split(","))
     if given.one:
-        return _child(given.one, backends)
-    results: dict[str, Any] = {"schema_version": 1, "models": {}}
-    if given.json.is_file():
-        results = json.loads(given.json.read_text(encoding="utf-8"))
-    results |= {"command": shlex.join(sys.argv), "environment": environment()}
+        return _child(given.one, asked)
     for name in [*REQUIRED, *MODELS["families"]]:
-        model = results["models"].get(name, {"checks": {}})
-        asked = {check.name for check in checks_for(name, backends)}
-        known = asked <= set(model["checks"]) and not given.again
-        if known or not fnmatch.fnmatch(name, given.models):
-            continue
-        found = in_process(name, backends, given.limit)
-        model["checks"] |= found
-        results["models"][name] = model
-        files.write_text(given.json, json.dumps(results, indent=1) + "\n")
-        show({name: model})
+        done = {} if given.again else read(given.json)["models"].get(name, {"checks": {}})["checks"]
+        backends = tuple(
+            b for b in asked if any(c.name not in done for c in checks_for(name, (b,)))
+        )
+        if backends and fnmatch.fnmatch(name, given.models):
+            show(save(given.json, name, in_process(name, backends, given.limit)))
+    results = read(given.json)
     show(results["models"])
     if given.markdown:
         files.write_text(given.markdown, markdown(results))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The results so far; none if there is no file yet."""
+    if not path.is_file():
+        return {"schema_version": 1, "models": {}}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def save(path: Path, name: str, checks: dict[str, Any]) -> dict[str, Any]:
+    """Add one model's results to the file, where others may have been added; return them."""
+    from edgekit.latency import environment
+
+    results = read(path)
+    models = results["models"]
+    models[name] = {"checks": models.get(name, {"checks": {}})["checks"] | checks}
+    ordered = {n: models[n] for n in [*REQUIRED, *MODELS["families"]] if n in models}
+    facts = environment()
+    facts["versions"] |= packages.versions({"timm": "timm", "transformers": "transformers"})
+    results |= {"command": shlex.join(sys.argv), "environment": facts, "models": ordered}
+    files.write_text(path, json.dumps(results, indent=1) + "\n")
+    return {name: models[name]}
 
 
 def show(models: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import shutil
 import traceback
 import warnings
 from collections import Counter
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit import files
 from edgekit.converters import Artifact
 from edgekit.errors import EdgekitError
 from edgekit.targets import Target
@@ -62,7 +62,8 @@ def convert(source: Graph, out: Path, target: Target) -> Artifact:
                 compute_units=coremltools.ComputeUnit.ALL,
                 skip_model_load=True,
             )
-        _save(model, out)
+        with files.atomic(out) as room:
+            model.save(str(room))
     return Artifact("coreml", out, _details(source, model.get_spec(), target, out))
 
 
@@ -183,19 +184,6 @@ def _place(node: Any) -> str:
 
     path = module_path(node)
     return f"{node.target} ({node.name}{f', in module {path}' if path else ''})"
-
-
-def _save(model: Any, out: Path) -> None:
-    """Write to a sibling and rename, so that ``out`` is whole or absent."""
-    partial = out.with_name(f".{out.stem}.partial.mlpackage")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        model.save(str(partial))
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _details(source: Graph, spec: Any, target: Target, out: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ equal ``trtexec`` command. Whoever makes a bundle adds ``reference.npz``: arrays
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import zipapp
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edgekit import files
 from edgekit.converters import Artifact, tensorrt
 from edgekit.converters.kit.files import digest
 from edgekit.converters.kit.main import SCHEMA_VERSION
@@ -112,22 +112,13 @@ def convert(source: Path, out: Path, target: Target) -> Artifact:
     """
     tensorrt.check(source)
     model = _load(source, target)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        _pack_script(partial / "run.pyz")
-        files = _copy_model(model, source, partial)
-        facts = _facts(model, target, files, digest([partial / name for name in files]))
-        (partial / "kit.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        (partial / "README.txt").write_text(_readme(facts, target), encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial, out)
-    except OSError as error:
-        raise EdgekitError(f"{out} cannot be written.", str(error), "Free disk space.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with files.atomic(out) as room:
+        room.mkdir()
+        _pack_script(room / "run.pyz")
+        copied = _copy_model(model, source, room)
+        facts = _facts(model, target, copied, digest([room / name for name in copied]))
+        (room / "kit.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (room / "README.txt").write_text(_readme(facts, target), encoding="utf-8")
     details = {
         "model_sha256": facts["model"]["sha256"],
         "precision": facts["precision"],

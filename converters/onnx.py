@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit import files
 from edgekit.converters import Artifact
 from edgekit.errors import EdgekitError
 from edgekit.targets import Target
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
     from torch.onnx import ONNXProgram
 
     from edgekit.model import Graph
@@ -43,10 +45,11 @@ def convert(source: Graph, out: Path, target: Target) -> Artifact:
     """
     opset = min(DEFAULT_OPSET, target.opset or DEFAULT_OPSET)
     program = _export(source, max(opset, LEAST_OPSET))
-    _save(program, out)
-    if opset < LEAST_OPSET:
-        _lower_opset(out, opset)
-    model = _check(out, source)
+    with files.atomic(out) as room:
+        _save(program, room)
+        if opset < LEAST_OPSET:
+            _lower_opset(room, opset)
+        model = _check(room, source)
     nodes = Counter(node.op_type for node in model.graph.node)
     return Artifact("onnx", out, {"opset": opset, "nodes": dict(nodes.most_common())})
 
@@ -70,9 +73,27 @@ def _export(source: Graph, opset: int) -> ONNXProgram:
         raise EdgekitError(
             "The model cannot be expressed in ONNX.", _cause(error), "Report the operator named."
         ) from error
-    if program is None:
+    if program is None or program.exported_program is None:
         raise EdgekitError("torch.onnx.export gave no program.")
+    _restore_names(program, program.exported_program)
     return program
+
+
+def _restore_names(program: ONNXProgram, exported: ExportedProgram) -> None:
+    """Call each value as the graph's node that it came from: the exporter numbers them anew.
+
+    Where one node became several, the last one holds its value and has its name.
+    """
+    values = {value.name: value for node in program.model.graph for value in node.outputs}
+    kept = {value.name for value in program.model.graph.outputs}
+    origins = {
+        node.name: node.meta["from_node"][-1].name
+        for node in exported.graph.nodes
+        if node.meta.get("from_node") and node.name in values and node.name not in kept
+    }
+    last = {origin: name for name, origin in origins.items()}
+    for name, origin in origins.items():
+        values[name].name = origin if last[origin] == name else f"{origin}/{name}"
 
 
 def _quantization_table() -> dict[Any, Any]:
@@ -146,12 +167,13 @@ def _drop_newer_attributes(node: Any, opset: int) -> None:
 
     newer = onnx.defs.get_schema(node.op_type, LEAST_OPSET + 1, node.domain).attributes
     older = onnx.defs.get_schema(node.op_type, opset, node.domain).attributes
+    value = onnx.helper.get_attribute_value
     for attribute in list(node.attribute):
-        known = newer.get(attribute.name)
-        default = known.default_value if known else None
-        if attribute.name not in older and default is not None:
-            if onnx.helper.get_attribute_value(default) == onnx.helper.get_attribute_value(attribute):
-                node.attribute.remove(attribute)
+        default = newer[attribute.name].default_value if attribute.name in newer else None
+        if attribute.name in older or default is None:
+            continue
+        if value(default) == value(attribute):
+            node.attribute.remove(attribute)
 
 
 def _save(program: ONNXProgram, out: Path) -> None:
@@ -170,7 +192,6 @@ def _check(path: Path, source: Graph) -> Any:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        path.unlink(missing_ok=True)
         raise EdgekitError("The exported ONNX file is invalid.", str(error)) from error
     model = onnx.load(str(path), load_external_data=False)
     names = tuple(value.name for value in model.graph.output)

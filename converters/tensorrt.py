@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from edgekit import files
 from edgekit.converters import Artifact
 from edgekit.errors import EdgekitError
 from edgekit.progress import say, stage
@@ -59,20 +59,15 @@ def convert(source: Path, out: Path, target: Target) -> Artifact:
             f"Its runtime is {target.runtime}.",
             f"Its formats are {', '.join(target.formats)}.",
         )
-    partial = out.with_name(f".{out.name}.partial")
-    request = {
-        "package": target.runtime,
-        "source": str(source.resolve()),
-        "out": str(partial.resolve()),
-        "capability": target.compute_capability,
-        "batches": BATCHES,
-    }
-    try:
-        with stage(f"Building a TensorRT engine for {target.name}"):
-            facts = _work(source, request)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.atomic(out) as room, stage(f"Building a TensorRT engine for {target.name}"):
+        request = {
+            "package": target.runtime,
+            "source": str(source.resolve()),
+            "out": str(room.resolve()),
+            "capability": target.compute_capability,
+            "batches": BATCHES,
+        }
+        facts = _work(source, request)
     size = facts["engine_bytes"] / 1e6
     say(f"TensorRT {facts['tensorrt']}: {out.name}, {size:.1f} MB in {facts['build_seconds']} s")
     return Artifact("tensorrt", out, facts)
@@ -101,6 +96,8 @@ def _work(source: Path, request: Mapping[str, Any]) -> dict[str, Any]:
             if "phase" in answer:
                 say(f"  {answer['phase']}")
         code = process.wait()
+        if "errno" in answer:
+            raise OSError(answer["errno"], answer["why"])
         if "problem" in answer:
             what, why, fix = answer["problem"]
             raise EdgekitError(f"{source}: {what}", why, fix)

@@ -80,7 +80,7 @@ def main() -> None:
     except Problem as problem:
         send({"problem": [problem.what, problem.why, problem.fix]})
     except OSError as error:
-        send({"problem": ["The engine cannot be written.", str(error), "Free some disk space."]})
+        send({"errno": error.errno, "why": str(error)})
 
 
 if __name__ == "__main__":

@@ -97,9 +97,14 @@ class Editor:
         return node
 
     def replace(self, old: Node, new: Node) -> None:
-        """Give every user of ``old`` the value of ``new``, and drop ``old``."""
+        """Give every user of ``old`` the value of ``new``, and drop ``old``.
+
+        A call takes over the name with the value, so that traces of both graphs can be compared.
+        """
         old.replace_all_uses_with(new)
         self.fx.erase_node(old)
+        if new.op == "call_function":
+            new.name = old.name
 
     def done(self, precision: str | None = None) -> Graph:
         """Check the program, infer every shape and dtype anew, and return it as a Graph."""
@@ -137,7 +142,11 @@ class Editor:
             values.append(
                 mode.from_tensor(stored, static_shapes=True) if fresh else node.meta.get("val")
             )
-        FakeTensorProp(self._module, mode).propagate_dont_convert_inputs(*values)
+        # Shapes are known to hold for every size; an operator's question about strides, answered
+        # for the traced size, must not pin a dynamic dimension to it.
+        shapes = mode.shape_env
+        with shapes.suppress_guards() if shapes else contextlib.nullcontext():
+            FakeTensorProp(self._module, mode).propagate_dont_convert_inputs(*values)
 
     def _input_specs(self) -> list[InputSpec]:
         """In the placeholders' order; copying a graph renames some, such as ``input``."""

@@ -28,7 +28,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
     Raises:
         NoSpace: the disk is full.
-        EdgekitError: the folder cannot be made.
+        EdgekitError: the folder cannot be made, or the system refuses to write.
     """
     made = make_folder(path.parent)
     room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -38,7 +38,7 @@ def atomic(path: Path) -> Iterator[Path]:
             replace(entry, path.parent / entry.name)
     except OSError as error:
         if error.errno != errno.ENOSPC:
-            raise
+            raise EdgekitError(f"{path} cannot be written.", str(error)) from error
         raise NoSpace(
             f"There is no space left to write {path}.",
             f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MB are free on that disk.",

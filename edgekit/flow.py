@@ -111,7 +111,7 @@ class _Build:
         import numpy as np
 
         work = self.work
-        calls = max(1, REFERENCE_SAMPLES // len(next(iter(work.batches[0].values()))))
+        calls = max(1, REFERENCE_SAMPLES // len(next(iter(work.batches[-1].values()))))
         arrays: dict[str, Any] = {}
         for kind, calls_of in (("input", work.batches), ("output", work.expected)):
             for name in calls_of[0]:

@@ -55,6 +55,14 @@ class Input:
             raise EdgekitError(f"--input {text!r}: {dtype} is not one of {', '.join(DTYPES)}.")
         return cls(name, tuple(int(size) for size in sizes.split("x")), dtype or "float32")
 
+    def __str__(self) -> str:
+        """As ``parse`` takes it.
+
+        >>> str(Input("x", (1, 4)))
+        'x:1x4:float32'
+        """
+        return f"{self.name}:{'x'.join(str(size) for size in self.shape)}:{self.dtype}"
+
     @property
     def sample_shape(self) -> tuple[int | str, ...]:
         """The shape of one sample: ``shape`` without its batch."""

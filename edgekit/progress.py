@@ -42,12 +42,14 @@ def track(items: Iterable[T], description: str) -> Iterator[T]:
 
 @contextmanager
 def stage(description: str) -> Iterator[None]:
-    """A spinner around a step of unknown length."""
-    if not _enabled:
-        yield
+    """A spinner around a step of unknown length; a line where stderr is no terminal."""
+    console = _console()
+    if _enabled and console.is_terminal:
+        with console.status(description):
+            yield
         return
-    with _console().status(description):
-        yield
+    say(description)
+    yield
 
 
 def _console() -> Console:

@@ -75,11 +75,13 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
+            first, *others = error.errors()
+            place = first["loc"][0]
+            # A field that may be of several kinds gives one message for each.
+            reasons = [e["msg"] for e in (first, *others) if e["loc"][0] == place]
             raise EdgekitError(
                 f"{origin}: {place} is not right.",
-                f"{first['msg']}; it is {first['input']!r}.",
+                f"{', or '.join(reasons)}; it is {first['input']!r}.",
                 "See the fields of a recipe in docs/recipe.md.",
             ) from error
 

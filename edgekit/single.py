@@ -31,7 +31,7 @@ class Summary:
     weights: str
     parameters: int
     operations: int
-    inputs: tuple[dict[str, Any], ...]
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     preprocess: dict[str, Any] | None
     sites: tuple[str, ...]
@@ -56,6 +56,7 @@ def format_of(path: Path) -> str:
 def inspect(recipe: Recipe) -> Summary:
     """Load a model and count; nothing is converted."""
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     from edgekit.edit import Editor
@@ -67,7 +68,9 @@ def inspect(recipe: Recipe) -> Summary:
         spec.name: torch.zeros(spec.concrete(), dtype=getattr(torch, spec.dtype))
         for spec in model.inputs
     }
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+    # Attention in its plain form: the counter does not know the fused one.
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with plain, FlopCounterMode(display=False) as counter, torch.inference_mode():
         model.module(**inputs)
     sites = find_sites(Editor(export(model)), recipe.exclude)
     return Summary(
@@ -75,7 +78,7 @@ def inspect(recipe: Recipe) -> Summary:
         weights=model.weights,
         parameters=sum(p.numel() for p in model.module.parameters()),
         operations=counter.get_total_flops() // 2,
-        inputs=tuple(asdict(spec) for spec in model.inputs),
+        inputs=tuple(str(spec) for spec in model.inputs),
         outputs=model.outputs,
         preprocess=asdict(model.preprocess) if model.preprocess else None,
         sites=tuple(site.module for site in sites if site.kind == "activation"),

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 COMMON_REWRITES = ("batch_norm", "constants", "resize")
 #: Without evaluation data, this share of the calibration data is kept for judging.
 HELD_OUT = 0.25
+#: Samples in one call when a dynamic batch is judged, after the first call with one.
+DYNAMIC_BATCH = 3
 
 
 class Work:
@@ -51,6 +53,12 @@ class Work:
                 + (", and INT8 needs ranges of real activations." if self._calibrated else "."),
                 "Pass --calibration DATA (a folder of images, .npz, ...) or --evaluation DATA; "
                 "or --random-calibration, and the bundle will say so.",
+            )
+        if recipe.precision != "int8" and (recipe.exclude or recipe.scales):
+            raise EdgekitError(
+                f"--exclude and --scales have no meaning in {recipe.precision}.",
+                "They say which modules are quantized to INT8, and how.",
+                "Drop them, or ask for --precision int8.",
             )
         if self._calibrated and not (recipe.random_calibration or self._source("calibration")):
             raise EdgekitError(
@@ -86,8 +94,12 @@ class Work:
 
     @cached_property
     def batches(self) -> list[Arrays]:
-        """The judging samples as inputs by name, in the recipe's batch size."""
-        size = 1 if self.recipe.batch == "dynamic" else self.recipe.batch
+        """The judging samples as inputs by name, in the recipe's batch size.
+
+        A dynamic batch is judged at two sizes: one sample first, then several at a time.
+        """
+        dynamic = self.recipe.batch == "dynamic"
+        size = 1 if dynamic else int(self.recipe.batch)
         _, judge = self.datasets
         if len(judge) < size:
             raise EdgekitError(
@@ -95,7 +107,7 @@ class Work:
                 f"It has {len(judge)} samples; one call takes {size}.",
                 "Give more data, or a smaller --batch.",
             )
-        return list(_stacked(judge, size))
+        return list(_stacked(judge, size, DYNAMIC_BATCH if dynamic else size))
 
     @cached_property
     def expected(self) -> list[Arrays]:
@@ -294,8 +306,8 @@ def _rewritten(graph: Graph, names: Iterable[str]) -> Graph:
     return graph
 
 
-def _stacked(dataset: Dataset, size: int) -> Iterator[Arrays]:
-    """Whole batches; a remainder smaller than ``size`` is left out."""
+def _stacked(dataset: Dataset, size: int, next_size: int) -> Iterator[Arrays]:
+    """A batch of ``size``, then batches of ``next_size``; a smaller remainder is left out."""
     import numpy as np
 
     batch: list[dict[str, Any]] = []
@@ -303,4 +315,4 @@ def _stacked(dataset: Dataset, size: int) -> Iterator[Arrays]:
         batch.append(sample)
         if len(batch) == size:
             yield {name: np.stack([s[name] for s in batch]) for name in batch[0]}
-            batch = []
+            batch, size = [], next_size

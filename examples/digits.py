@@ -35,16 +35,16 @@ def splits(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return training, calibration, evaluation
 
 
-def main() -> None:
-    """Write the images as PNG files."""
+def write(folder: Path) -> None:
+    """Write the calibration and evaluation images as PNG files, one folder a class."""
     images, labels = load_images()
     _, calibration, evaluation = splits(labels)
     for name, chosen in (("calibration", calibration), ("evaluation", evaluation)):
         for index in chosen:
-            place = FOLDER / name / str(labels[index])
+            place = folder / name / str(labels[index])
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(images[index]).save(place / f"{index:04d}.png")
 
 
 if __name__ == "__main__":
-    main()
+    write(FOLDER)

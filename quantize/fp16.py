@@ -1,9 +1,11 @@
 """Fp16: half precision written into the graph as explicit casts.
 
-1. Normalisations, softmax, exponentials and reductions run in fp32.
+1. Normalisations (also those that a rewrite wrote out), softmax, exponentials and reductions
+   run in fp32.
 2. What only moves values (views, concatenations...) follows its inputs.
 3. Everything else runs in fp16; a constant it needs is stored in fp16, clamped to its range.
 4. Inputs and outputs of the graph keep their dtypes.
+5. What torch.export asserts of a value's dtype held for the source, and is dropped.
 
 TensorRT builds strongly typed networks only, so this is where precision is decided for all
 backends. The fp32 softmax costs TensorRT no memory: it fuses the attention all the same.
@@ -45,6 +47,8 @@ MOVES = frozenset(
     to topk sort argmax argmin quantize_per_tensor
     """.split()
 )
+#: What torch.export writes beside a cast in the user's code (rule 5).
+CLAIM = "aten._assert_tensor_metadata.default"
 _WIDE, _HALF = torch.float32, torch.float16
 
 
@@ -71,6 +75,8 @@ class _HalfPrecision:
             for node in self.editor.fx.output_node().all_input_nodes
             if _is_float(node)
         }
+        for node in self.editor.calls(CLAIM):
+            self.editor.fx.erase_node(node)
         for node in self.editor.calls():
             self._convert(node)
         end = self.editor.fx.output_node()
@@ -94,7 +100,7 @@ class _HalfPrecision:
             self.kind[node] = fixed or _explicit(name, node) or (dtype if floats else _WIDE)
 
     def _dtype(self, name: str, node: Node, floats: list[Node]) -> torch.dtype:
-        if name in FLOAT32:
+        if name in FLOAT32 or "normalisation" in node.meta:
             return _WIDE
         kinds = {self.kind[n] for n in floats}
         if name in MOVES and len(kinds) == 1 and not self._only_constants(floats):

@@ -144,7 +144,10 @@ def _dequantized(editor: Editor, call: Node, entry: Entry, transpose: bool) -> N
 
 
 def _as_matmul(editor: Editor, call: Node, activation: Node, weight: Entry) -> None:
-    """linear(x, W, b) becomes x @ W.T + b, with W.T stored [in, out] and b of x's rank."""
+    """linear(x, W, b) becomes x @ W.T + b, with W.T stored [in, out] and b of rank 3 or more.
+
+    ONNX Runtime makes a float Gemm of a product and a bias of rank 2 or less.
+    """
     product = editor.call(
         torch.ops.aten.matmul.default,
         activation,
@@ -156,10 +159,12 @@ def _as_matmul(editor: Editor, call: Node, activation: Node, weight: Entry) -> N
         stored = editor.tensor(bias)
         if stored is None:
             raise TypeError(f"{call.name} has a computed bias")
-        rank = call.meta["val"].dim()
+        rank = max(call.meta["val"].dim(), 3)
         shaped = stored.detach().reshape(*[1] * (rank - 1), -1)
         name = f"{editor.tensor_name(bias)}_rank{rank}"
         product = editor.call(
             torch.ops.aten.add.Tensor, product, editor.buffer(name, shaped), like=call
         )
+        if rank > call.meta["val"].dim():
+            product = editor.call(torch.ops.aten.squeeze.dim, product, 0, like=call)
     editor.replace(call, product)

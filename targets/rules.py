@@ -41,7 +41,7 @@ RULES = {
         matmul=True,
         explicit_casts=True,
         why=(
-            "ONNX Runtime turns MatMul + Add of a rank-1 bias into a float Gemm, which has no "
+            "ONNX Runtime turns MatMul + Add of a low-rank bias into a float Gemm, which has no "
             "INT8 kernel; its INT8 convolution needs a quantized output and an integer bias."
         ),
     ),

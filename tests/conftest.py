@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -16,6 +16,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 # torch.compile takes seconds a build; test_latency.py turns it on where it is the subject.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
+# Two threads on a tiny model cost a hundred times one, where other work shares the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: Flags for a build that measures hardly at all.
 FAST = ("--samples", "16", "--warmup", "0", "--iterations", "10", "--seconds", "0.01")
@@ -46,6 +48,13 @@ def run_command(*arguments: object) -> Ran:
         except SystemExit as end:
             code = int(end.code or 0)
     return Ran(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_core() -> Iterator[None]:
+    """Measure on one thread, for the same reason."""
+    with patch("edgekit.latency.cores", return_value=1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from edgekit.errors import EdgekitError
 from edgekit.flow import build
 from edgekit.recipe import Recipe
 
+FAST = ("--samples", "16", "--warmup", "0", "--iterations", "10", "--seconds", "0.01")
 COMMAND = (sys.executable, "-c", "from edgekit.cli import main; main()")
 
 
@@ -99,7 +100,7 @@ def test_reference_and_manifest_state_the_proof(whole_bundle):
     manifest = Bundle.open(out).manifest
     with np.load(out / "reference.npz") as arrays:
         assert arrays["input/x"].shape == (16, 1, 32, 32)
-        assert arrays["output/output"].shape == (16, 10)
+        assert arrays["output/logits"].shape == (16, 10)
     kit = out / "jetson-orin-nano-super" / "on_device"
     assert (kit / "reference.npz").read_bytes() == (out / "reference.npz").read_bytes()
     assert manifest.data["judged_samples"] == manifest.data["calibration_samples"] == 16
@@ -113,7 +114,7 @@ def test_asked_again_it_returns_at_once_without_torch(copied, tmp_path, digits_r
     before = (tmp_path / "bundle" / "manifest.json").stat().st_mtime_ns
     code = (
         "import sys; from edgekit.cli import main; main.__globals__['app'](standalone_mode=False)\n"
-        "sys.exit(', '.join({'torch', 'numpy', 'onnx', 'timm'} & set(sys.modules)) or 0)"
+        "sys.exit(', '.join({'torch', 'onnx', 'timm', 'transformers'} & set(sys.modules)) or 0)"
     )
     arguments = (*digits_request, "-t", "cpu", "-o", str(tmp_path / "bundle"))
     again = subprocess.run(
@@ -179,6 +180,7 @@ def test_a_killed_build_goes_on_at_its_first_unfinished_step(
     assert child.returncode == code
     assert not out.exists()
     assert "Traceback" not in said
+    assert "Warning" not in said
     assert ("goes on where this one stopped" in said) == (sent == signal.SIGINT)
 
     assert edgekit(*arguments).code == 0
@@ -209,6 +211,87 @@ def test_out_of_tolerance_exits_1_names_the_layer_and_marks_the_bundle(
     assert not row.ok
     assert not row.latency
     assert edgekit(*arguments).code == 1
+
+
+@pytest.fixture
+def factory(tmp_path, monkeypatch):
+    """A user's own module in the current folder, with data for it; gives the flags to build it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_for_edgekit.py").write_text(
+        "import torch\n"
+        "def make(width=8):\n"
+        "    torch.manual_seed(0)\n"
+        "    layers = torch.nn.Linear(4, width), torch.nn.GELU(), torch.nn.Linear(width, 3)\n"
+        "    return torch.nn.Sequential(*layers)\n"
+    )
+    samples = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", input=samples)
+    monkeypatch.delitem(sys.modules, "mine_for_edgekit", raising=False)
+    model = ("build", "mine_for_edgekit:make", "--input", "input:1x4", "-o", "bundle")
+    return (*model, "--calibration", "data.npz", *FAST)
+
+
+def test_a_factory_of_the_users_own(factory, edgekit, ran, tmp_path):
+    command = (*factory, "-t", "cpu", "--set", "width=16", "--batch", "dynamic")
+    result = edgekit(*command, "--precision", "int8")
+    assert result.code == 0, result.err
+    made = Bundle.open(tmp_path / "bundle").manifest
+    assert made.rows[0].details["int8_modules"] == 2
+    assert made.model["parameters"] == 4 * 16 + 16 + 16 * 3 + 3
+    assert made.data["judged_samples"] == 10
+    assert made.data["calibration_samples"] == 16
+    ran.clear()
+    code = tmp_path / "mine_for_edgekit.py"
+    code.write_text(code.read_text() + "# changed\n")
+    assert edgekit(*command, "--precision", "int8").code == 0
+    assert "reference" in ran
+
+
+def test_a_transformers_folder_with_its_own_preparation(tmp_path, digits_folder, edgekit):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        image_size=32, patch_size=8, num_labels=10,
+    )  # fmt: skip
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "resample": 2,
+        "size": {"height": 32, "width": 32},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(processor))
+    data = ("--evaluation", digits_folder, *FAST)
+    result = edgekit(
+        "build", f"transformers/{tmp_path / 'vit'}", "-t", "cpu", *data, "-o", tmp_path / "b"
+    )
+    assert result.code == 0, result.err
+    made = Bundle.open(tmp_path / "b").manifest
+    assert made.rows[0].status == "verified"
+    assert made.rows[0].drift["max_abs"] < 1e-4
+    assert made.model["preprocess"]["mean"] == [0.5] * 3
+    assert made.model["inputs"][0]["name"] == "pixel_values"
+
+
+def test_random_data_is_stated(factory, edgekit, tmp_path):
+    at = factory.index("--calibration")
+    command = (*factory[:at], "--random-calibration", *FAST, "-t", "cpu", "--precision", "int8")
+    assert edgekit(*command).code == 0
+    data = Bundle.open(tmp_path / "bundle").manifest.data
+    assert data["random"] is True
+    assert "random numbers" in data["judged_on"]
+    assert "random numbers" in data["calibrated_on"]
+
+
+def test_exclude_holds_for_a_given_table_too(factory, edgekit, tmp_path):
+    command = (*factory, "-t", "cpu", "--precision", "int8")
+    assert edgekit(*command).code == 0
+    shutil.copy(tmp_path / "bundle" / "scales.json", tmp_path / "scales.json")
+    assert edgekit(*command, "--scales", "scales.json", "--exclude", "2").code == 0
+    details = Bundle.open(tmp_path / "bundle").manifest.rows[0].details
+    assert details["kept_float"] == ["2"]
 
 
 def test_one_failed_target_hides_no_other(copied, monkeypatch):

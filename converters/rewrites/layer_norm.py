@@ -1,6 +1,6 @@
 """layer_norm: layer normalisation written out, for runtimes that have no operator for it.
 
-    y = (x - mean) / sqrt(var + e) * w + b,  mean and var over the normalised axes
+y = (x - mean) / sqrt(var + e) * w + b,  mean and var over the normalised axes
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def _written_out(editor: Editor, node: Node) -> Node:
     aten = torch.ops.aten
     source: Any = node.args[0]
     shape: Any = node.args[1]
-    weight, bias, epsilon = (*node.args[2:5], *(None, None, 1e-5)[len(node.args) - 2 :])
+    given: list[Any] = list(node.args[2:5])
+    weight, bias, epsilon = given + [None, None, 1e-5][len(given) :]
+    node.meta["normalisation"] = True  # what stands beside it inherits this: it stays in fp32
     axes = list(range(-len(shape), 0))
     mean = editor.call(aten.mean.dim, source, axes, True, like=node)
     centred = editor.call(aten.sub.Tensor, source, mean, like=node)

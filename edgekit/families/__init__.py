@@ -77,8 +77,9 @@ def _spread(module: torch.nn.Module) -> None:
     import torch
 
     for parameter in module.parameters():
-        value = float(parameter.flatten()[0]) if parameter.numel() else 0.0
-        if not bool((parameter == value).all()):
+        values = parameter.detach()
+        value = float(values.flatten()[0]) if values.numel() else 0.0
+        if not bool((values == value).all()):
             continue
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.02)

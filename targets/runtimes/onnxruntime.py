@@ -86,7 +86,11 @@ class Session:
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Outputs by name for inputs by name, batch first."""
-        return dict(zip(self._names, self._session.run(None, inputs), strict=True))
+        try:
+            outputs = self._session.run(None, inputs)
+        except Exception as error:
+            raise EdgekitError("ONNX Runtime cannot run the model.", str(error)) from error
+        return dict(zip(self._names, outputs, strict=True))
 
 
 def _session(model: str | bytes, name: str, threads: int | None) -> Any:

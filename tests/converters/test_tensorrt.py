@@ -1,12 +1,14 @@
 """TensorRT: real engines from small ONNX files, and every way a build can end."""
 
+import errno
+
 import numpy as np
 import onnx
 import psutil
 import pytest
 from onnx import helper, numpy_helper
 
-from edgekit import targets
+from edgekit import files, targets
 from edgekit.converters import tensorrt
 from edgekit.converters.kit.engine import cuda_available
 from edgekit.errors import EdgekitError
@@ -169,8 +171,19 @@ def test_package_that_is_not_installed(source, target, monkeypatch):
 
 
 def test_unwritable_output(tmp_path, source, target):
-    with pytest.raises(EdgekitError, match="cannot be written"):
-        tensorrt.convert(source, tmp_path / "no" / "such" / "folder.plan", target)
+    (tmp_path / "file").touch()
+    with pytest.raises(EdgekitError, match="cannot be made"):
+        tensorrt.convert(source, tmp_path / "file" / "engine.plan", target)
+
+
+def test_full_disk_is_said_so(source, target, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tensorrt, "_work", full)
+    with pytest.raises(files.NoSpace):
+        tensorrt.convert(source, source.with_suffix(".plan"), target)
+    assert not source.with_suffix(".plan").exists()
 
 
 def test_a_killed_build_is_an_error_with_its_log(source, target, monkeypatch):
