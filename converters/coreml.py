@@ -108,9 +108,12 @@ def _prepare(source: Graph) -> ExportedProgram:
 
     from edgekit.converters import coreml_ops
     from edgekit.converters.rewrites import rank5
+    from edgekit.edit import Editor
 
     coreml_ops.register()
-    program = rank5.rewrite(source.replace(source.exported.run_decompositions({}))).exported
+    editor = Editor(source.replace(source.exported.run_decompositions({})))
+    editor.restore_names()
+    program = rank5.rewrite(editor.done()).exported
     coreml_ops.settle_keywords(program.graph)
     return program
 

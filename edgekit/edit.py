@@ -96,6 +96,22 @@ class Editor:
         node.meta = {key: value for key, value in like.meta.items() if key != "val"}
         return node
 
+    def restore_names(self) -> None:
+        """Call each node as that of the previous graph which it came from.
+
+        ``run_decompositions`` numbers nodes anew: its ``add_2`` may be another addition. Where
+        one node became several, the last one holds its value and has its name.
+        """
+        calls = list(self.calls())
+        came = {n: n.meta["from_node"][-1].name for n in calls if n.meta.get("from_node")}
+        last = {origin: node for node, origin in came.items()}
+        for node in calls:
+            origin = came.get(node)
+            if origin is not None and last[origin] is node:
+                node.name = origin
+            elif node.name in last:
+                node.name = f"{node.name}_part"
+
     def replace(self, old: Node, new: Node) -> None:
         """Give every user of ``old`` the value of ``new``, and drop ``old``.
 

@@ -198,10 +198,11 @@ def run_module(
     """Run a module on arrays by input name; returns arrays by output name."""
     import torch
 
-    with torch.inference_mode():
+    # Not inference_mode: a module that caches a tensor could no longer be exported.
+    with torch.no_grad():
         result = module(**{name: torch.from_numpy(value) for name, value in inputs.items()})
     tensors = (result,) if isinstance(result, torch.Tensor) else tuple(result)
-    return {name: tensor.numpy() for name, tensor in zip(outputs, tensors, strict=True)}
+    return {name: tensor.detach().numpy() for name, tensor in zip(outputs, tensors, strict=True)}
 
 
 def _example(spec: Input) -> torch.Tensor:

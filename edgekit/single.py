@@ -70,7 +70,7 @@ def inspect(recipe: Recipe) -> Summary:
     }
     # Attention in its plain form: the counter does not know the fused one.
     plain = sdpa_kernel(SDPBackend.MATH)
-    with plain, FlopCounterMode(display=False) as counter, torch.inference_mode():
+    with plain, FlopCounterMode(display=False) as counter, torch.no_grad():
         model.module(**inputs)
     sites = find_sites(Editor(export(model)), recipe.exclude)
     return Summary(

@@ -30,10 +30,12 @@ def untimed() -> str:
 
 
 def trace(artifact: Path, inputs: Arrays) -> Arrays:
-    """Every value that the program computes, by its name in the package, for one call."""
+    """Every value that the program computes, by the name of its graph node, for one call."""
     from edgekit.converters.mil import Evaluator
 
-    return Evaluator(artifact).run_all(inputs)
+    values = Evaluator(artifact).run_all(inputs)
+    # coremltools marks what it computes in float16.
+    return {name.removesuffix("_cast_fp16"): value for name, value in values.items()}
 
 
 def open(artifact: Path, threads: int | None = None) -> Runtime:

@@ -19,6 +19,8 @@ from edgekit.errors import EdgekitError
 from edgekit.families import torchvision
 from edgekit.model import Graph, Input, Model
 from edgekit.targets import Target
+from edgekit.targets.runtimes import coreml as runtime
+from edgekit.work import trace_graph
 
 TARGET = Target(
     name="phone",
@@ -182,6 +184,16 @@ def test_int8_is_stored_and_computed_as_in_the_graph(tmp_path: Path) -> None:
     assert _cosine(evaluator.run(x)["y"], graph.run(x)["y"]) > 0.9999
     codes = [value for value in evaluator.run_all(x).values() if value.dtype == np.int8]
     assert len(codes) == 2
+
+
+def test_values_keep_the_names_of_the_graphs_nodes(tmp_path: Path) -> None:
+    graph = _int8(_graph(Block(), 1, 3, 16, 16))
+    artifact = coreml.convert(graph, tmp_path / "m.mlpackage", TARGET)
+    x = _x(1, 3, 16, 16)
+    reference, traced = trace_graph(graph, x), runtime.trace(artifact.path, x)
+    same = [n for n, v in reference.items() if n in traced and v.dtype.kind == "f"]
+    assert len(same) > 4
+    assert min(_cosine(reference[n], traced[n]) for n in same) > 0.999
 
 
 def test_a_dynamic_batch_takes_any_size(tmp_path: Path) -> None:
