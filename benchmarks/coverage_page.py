@@ -16,8 +16,8 @@ about accuracy. A name ending in `:4` keeps four of the model's blocks.
 
 - **ONNX**: fp32 with a largest error under 1e-4 (of the outputs' peak where that is above 1),
   and fp16 with a cosine above 0.9999, both in ONNX Runtime.
-- **TensorRT-RTX**: an fp16 engine is built for SM 8.9, of the ONNX file that was just verified;
-  for the first eight models also for SM 8.6 and 12.0. No GPU here runs it.
+- **TensorRT-RTX**: an fp16 engine is **built** for SM 8.9, of the same fp16 ONNX file; for the
+  first eight models also for SM 8.6 and 12.0. No GPU here runs it: its numbers are not checked.
 - **Core ML**: an fp16 package for iOS 17, cosine above 0.9999 in `edgekit.converters.mil`.
 - **INT8 ONNX**: it converts and runs; the cosine is for information.
 

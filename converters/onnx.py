@@ -105,9 +105,13 @@ def _quantization_table() -> dict[Any, Any]:
 
     zero = ir.tensor([0], dtype=ir.DataType.INT8).numpy()[0]
 
+    def number(value: float, dtype: Any) -> Any:
+        # A constant of the right type: each cast would cost the exporter's optimiser time.
+        typed = ir.tensor([value], dtype=ir.DataType(dtype or 1)).numpy()[0]
+        return op.Constant(value=ir.tensor(typed))
+
     def quantize(x: Any, scale: float, zero_point: int, low: int, high: int, dtype: int) -> Any:
-        like = op.CastLike(op.Constant(value_float=scale), x)
-        return op.QuantizeLinear(x, like, op.Constant(value=ir.tensor(zero)))
+        return op.QuantizeLinear(x, number(scale, x.dtype), op.Constant(value=ir.tensor(zero)))
 
     def dequantize(
         x: Any,
@@ -118,8 +122,8 @@ def _quantization_table() -> dict[Any, Any]:
         dtype: int,
         out_dtype: int = 1,
     ) -> Any:
-        typed = op.Cast(op.Constant(value_float=scale), to=out_dtype or 1)
-        return op.DequantizeLinear(x, typed, op.Constant(value=ir.tensor(zero)))
+        scale_ = number(scale, out_dtype)
+        return op.DequantizeLinear(x, scale_, op.Constant(value=ir.tensor(zero)))
 
     def dequantize_channels(
         x: Any,
@@ -131,7 +135,9 @@ def _quantization_table() -> dict[Any, Any]:
         dtype: int,
         out_dtype: int = 1,
     ) -> Any:
-        return op.DequantizeLinear(x, op.Cast(scales, to=out_dtype or 1), zeros, axis=axis)
+        wide = out_dtype in (None, 1)
+        typed = scales if wide else op.Cast(scales, to=out_dtype)
+        return op.DequantizeLinear(x, typed, zeros, axis=axis)
 
     library = torch.ops.quantized_decomposed
     return {

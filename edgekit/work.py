@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgekit.targets.runtimes import Arrays
 
 #: Rewrites that hold for every runtime; they come before calibration.
-COMMON_REWRITES = ("batch_norm", "constants", "resize")
+COMMON_REWRITES = ("batch_norm", "constants", "composites", "resize", "windows", "scale_first")
 #: Without evaluation data, this share of the calibration data is kept for judging.
 HELD_OUT = 0.25
 #: Samples in one call when a dynamic batch is judged, after the first call with one.
