@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 COLUMNS = {"onnx": "ONNX", "tensorrt": "TensorRT-RTX", "coreml": "Core ML", "int8": "INT8 ONNX"}
@@ -81,7 +82,7 @@ def markdown(results: dict[str, Any]) -> str:
     lines += [(row[0], *(cell.split(":")[0] for cell in row[1:])) for row in rows_of(models)]
     grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     failures = [
-        f"- `{name}`, {COLUMNS[backend]}: {found[1]}"
+        f"- `{name}`, {COLUMNS[backend]}: {re.sub(r'/tmp/[^ ]*/', '', found[1])}"
         for name, model in models.items()
         for backend in COLUMNS
         if (found := verdict(model, backend)) is not None and not found[0]

@@ -70,17 +70,22 @@ class _Build:
         recipe = work.recipe
         self.work, self.draft, self.recipe = work, draft, recipe
         self.used: set[str] = set()
+        # What steps depend on: all of them on the source; some on data, one on each kind.
         fields = ("model", "arguments", "inputs", "batch", "random_weights", "allow_partial")
         shown = recipe.model_dump(mode="json")
-        self.source = {**{name: shown[name] for name in fields}, **facts}
-        data = ("samples", "seed", "random_calibration")
-        self.data = {**self.source, **{name: shown[name] for name in data}}
-        self.data["split"] = recipe.evaluation is None and recipe.precision == "int8"
+        of_data = ("calibration", "evaluation")
+        self.source = {name: shown[name] for name in fields}
+        self.source |= {name: fact for name, fact in facts.items() if name not in of_data}
+        drawn = {name: shown[name] for name in ("samples", "seed", "random_calibration")}
+        drawn["split"] = "evaluation" not in facts and recipe.precision == "int8"
+        judged_on = facts.get("evaluation", facts.get("calibration"))
+        self.judging = {**self.source, **drawn, "data": judged_on}
+        self.calibrating = {**self.source, **drawn, "data": facts.get("calibration", judged_on)}
 
     def run(self, targets: list[Target], request: str) -> Bundle:
         """All steps, then the manifest."""
-        reference = self._step("reference", self.data, self._reference, "reference.npz")
-        table, scales = self._calibrated()
+        reference = self._step("reference", self.judging, self._reference, "reference.npz")
+        table, scales, calibration = self._calibrated()
         rows = [row for target in targets for row in self._target(target, table, scales)]
         timed = any("latency_ms" in entry for row in rows for entry in row.latency)
         baseline = self._baseline() if timed else []
@@ -90,7 +95,11 @@ class _Build:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             recipe=self.recipe.model_dump(mode="json"),
             model=reference["model"],
-            data=reference["data"],
+            data={
+                **reference["data"],
+                **calibration,
+                "random": self.recipe.random_calibration,
+            },
             targets={target.name: target.model_dump(mode="json") for target in targets},
             versions=latency.environment()["versions"],
             environment=latency.environment(),
@@ -118,23 +127,25 @@ class _Build:
                 arrays[f"{kind}/{name}"] = np.concatenate([c[name] for c in calls_of[:calls]])
         with out.open("wb") as stream:
             np.savez(stream, **arrays)
-        return {"model": _describe(work), "data": _describe_data(work)}
+        judge = work.datasets[1]
+        data = {"judged_on": judge.origin, "judged_samples": len(judge)}
+        return {"model": _describe(work), "data": data}
 
-    def _calibrated(self) -> tuple[ScaleTable | None, str]:
-        """The scale table, saved in the bundle, and its digest."""
+    def _calibrated(self) -> tuple[ScaleTable | None, str, dict[str, Any]]:
+        """The scale table, saved in the bundle, its digest, and what it was made of."""
         from edgekit.quantize.scales import ScaleTable
 
         if self.recipe.precision != "int8":
-            return None, ""
-        inputs = {**self.data, "exclude": self.recipe.exclude, "method": "minmax"}
-        self._step("calibrate", inputs, self._calibrate, "scales.json")
+            return None, "", {}
+        inputs = {**self.calibrating, "exclude": self.recipe.exclude, "method": "minmax"}
+        found = self._step("calibrate", inputs, self._calibrate, "scales.json")
         path = self.draft.path / "scales.json"
-        return ScaleTable.load(path), files.sha256(path)
+        return ScaleTable.load(path), files.sha256(path), found
 
     def _calibrate(self, out: Path) -> dict[str, Any]:
         table = self.work.calibrate()
         table.save(out)
-        return {"sites": len(table.sites), "data": table.data, "samples": table.samples}
+        return {"calibrated_on": table.data, "calibration_samples": table.samples}
 
     def _target(self, target: Target, table: ScaleTable | None, scales: str) -> list[Row]:
         """Convert, check and measure for one target; a failure is a row, not an end."""
@@ -204,7 +215,7 @@ class _Build:
         absent = "on the device" if runtime is None else find("runtimes", runtime).unavailable()
         if absent:
             return {"status": f"built, not run: {absent}", "ok": True}
-        inputs = {**self.data, "artifact": files.sha256(artifact), "runtime": runtime}
+        inputs = {**self.judging, "artifact": files.sha256(artifact), "runtime": runtime}
 
         def run(_: Path) -> dict[str, Any]:
             drift, top1, failure = self.work.judge(artifact, runtime)
@@ -241,7 +252,7 @@ class _Build:
             with stage("Measuring the source in PyTorch"):
                 return {"entries": time_source(self.work.model, self._settings())}
 
-        entries = self._step("baseline", {**self.data, **self._measured()}, run)["entries"]
+        entries = self._step("baseline", {**self.source, **self._measured()}, run)["entries"]
         return list(entries)
 
     def _settings(self) -> Settings:
@@ -289,11 +300,3 @@ def _describe(work: Work) -> dict[str, Any]:
         "history": list(model.history),
         "top1": work.top1(work.expected),
     }
-
-
-def _describe_data(work: Work) -> dict[str, Any]:
-    calibrate, judge = work.datasets
-    described = {"judged_on": judge.origin, "judged_samples": len(judge)}
-    if work.recipe.precision == "int8":
-        described |= {"calibrated_on": calibrate.origin, "calibration_samples": len(calibrate)}
-    return {**described, "random": work.recipe.random_calibration}

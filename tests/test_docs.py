@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgekit.bundle import Bundle
 from edgekit.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +77,15 @@ def test_commands(desk):
         run = [sys.executable, "-m", "edgekit", *words[1:]]
         done = subprocess.run(run, cwd=desk, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_shipped_checkpoint_keeps_its_accuracy_in_int8(desk):
+    """``test_commands`` has built it."""
+    manifest = Bundle.open(desk / "bundle").manifest
+    assert manifest.model["top1"] >= 0.97
+    judged = [row.top1 for row in manifest.rows if row.drift is not None]
+    assert len(judged) == 4
+    assert min(judged) >= manifest.model["top1"] - 0.01
 
 
 def test_python_examples(desk):

@@ -55,7 +55,7 @@ def test_a_full_disk_is_said_and_other_errors_are_not_hidden(tmp_path):
         fail(tmp_path / "a" / "x", errno.ENOSPC)
     assert "MB are free" in caught.value.why
     assert caught.value.exit_code == 2
-    with pytest.raises(PermissionError):
+    with pytest.raises(EdgekitError, match="cannot be written"):
         fail(tmp_path / "a" / "x", errno.EACCES)
     assert list(tmp_path.iterdir()) == []
 
