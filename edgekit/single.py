@@ -37,13 +37,16 @@ class Summary:
     sites: tuple[str, ...]
 
 
-def format_of(path: Path) -> str:
+def format_of(path: Path, making: bool = False) -> str:
     """The converter that makes artifacts with this path's suffix.
 
     Raises:
-        EdgekitError: none does.
+        EdgekitError: none does, or there is nothing at the path and it is not being made.
     """
+    if not path.exists() and not making:
+        raise EdgekitError(f"{path} does not exist.", "", f"Check the path; this is {Path.cwd()}.")
     known = {Path(find("converters", name).NAME).suffix: name for name in names("converters")}
+    known.pop("", None)  # a folder without a suffix may be anything
     if path.suffix not in known:
         raise EdgekitError(
             f"{path} does not name an artifact.",
@@ -113,7 +116,7 @@ def convert(recipe: Recipe, out: Path) -> Checked:
     from edgekit import packages, targets
     from edgekit.work import Work
 
-    format = format_of(out)
+    format = format_of(out, making=True)
     target = targets.load(recipe.targets[0])
     target.require(recipe.precision)
     if format not in target.formats:

@@ -11,31 +11,37 @@ Each file has these names, used by verify and bench alike:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-class Runtime(Protocol):
+class Runtime(ABC):
     """A loaded artifact. Leaving the ``with`` block frees the device."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:  # noqa: B027 - most runtimes hold nothing to give back
+        """Free what is held."""
 
     @property
+    @abstractmethod
     def batch(self) -> int | None:
         """Samples that one call takes; None if any number."""
-        ...
 
+    @abstractmethod
     def infer(self, inputs: Arrays) -> Arrays:
         """Outputs by name for inputs by name, batch first."""
-        ...

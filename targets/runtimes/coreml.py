@@ -11,8 +11,6 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from edgekit.errors import EdgekitError
 from edgekit.targets.runtimes import Arrays, Runtime
@@ -66,22 +64,7 @@ def open(artifact: Path, threads: int | None = None) -> Runtime:
     return _Evaluated(artifact, threads)
 
 
-class _Closing:
-    """The ``with`` block of a runtime that holds nothing to give back."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
-
-
-class _Evaluated(_Closing):
+class _Evaluated(Runtime):
     """The package in ``edgekit.converters.mil.Evaluator``."""
 
     def __init__(self, artifact: Path, threads: int | None) -> None:
@@ -101,7 +84,7 @@ class _Evaluated(_Closing):
             return self._evaluator.run(inputs)
 
 
-class _CoreML(_Closing):
+class _CoreML(Runtime):
     """The package in Core ML itself, on whatever units it chooses."""
 
     def __init__(self, artifact: Path, threads: int | None) -> None:

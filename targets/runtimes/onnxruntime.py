@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from edgekit.errors import EdgekitError
-from edgekit.targets.runtimes import Arrays
+from edgekit.targets.runtimes import Arrays, Runtime
 
 
 def unavailable() -> str:
@@ -44,22 +43,15 @@ def trace(artifact: Path, inputs: Arrays) -> Arrays:
     return Session(_session(model.SerializeToString(), str(artifact), None)).infer(inputs)
 
 
-class Session:
+class Session(Runtime):
     """An open ONNX file."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
         self._names = [value.name for value in session.get_outputs()]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Free the session."""
         self._session = None
 
     @property

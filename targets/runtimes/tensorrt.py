@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from edgekit.converters.kit.build import load_tensorrt, make_log
 from edgekit.converters.kit.problem import NoDevice, Problem
@@ -65,21 +64,14 @@ def open(artifact: Path, threads: int | None = None) -> Runtime:
         raise _error(artifact, problem) from problem
 
 
-class _TensorRT:
+class _TensorRT(Runtime):
     """A loaded engine; any number of samples is run in batches that the engine takes."""
 
     def __init__(self, artifact: Path, engine: Engine) -> None:
         self._artifact, self._engine = artifact, engine
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Free the engine and its memory."""
         self._engine.__exit__()
 
     @property
