@@ -85,8 +85,9 @@ def _version(target: Target, precision: str) -> Any:
     """The target's deployment version, as coremltools' own object."""
     import coremltools
 
-    known = [name for name in dir(coremltools.target) if name.startswith(("iOS", "macOS"))]
-    if target.deployment not in known:
+    # The members include macOS's names, which are aliases of iOS's.
+    known = [n for n in coremltools.target.__members__ if n.startswith(("iOS", "macOS"))]
+    if target.deployment is None or target.deployment not in known:
         raise EdgekitError(
             f"{target.name} has no Core ML deployment version that coremltools knows.",
             f"Its deployment is {target.deployment!r}; known: {', '.join(known)}.",

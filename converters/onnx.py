@@ -34,6 +34,8 @@ REQUIRES = {"onnx": "onnx", "onnxscript": "onnxscript"}
 DEFAULT_OPSET = 20
 #: What torch exports at the least; older runtimes get a converted file.
 LEAST_OPSET = 18
+#: The note on a node that names the user's modules which it belongs to, outermost first.
+MODULE_PATH = "pkg.torch.onnx.name_scopes"
 _EXTERNAL_ABOVE = 2 * 1024**3 - 64 * 1024**2
 
 
@@ -76,6 +78,7 @@ def _export(source: Graph, opset: int) -> ONNXProgram:
     if program is None or program.exported_program is None:
         raise EdgekitError("torch.onnx.export gave no program.")
     _restore_names(program, program.exported_program)
+    _drop_traces(program)
     return program
 
 
@@ -94,6 +97,19 @@ def _restore_names(program: ONNXProgram, exported: ExportedProgram) -> None:
     last = {origin: name for name, origin in origins.items()}
     for name, origin in origins.items():
         values[name].name = origin if last[origin] == name else f"{origin}/{name}"
+
+
+def _drop_traces(program: ONNXProgram) -> None:
+    """Of what the exporter notes on each node, keep the path of the user's module.
+
+    The rest is stack traces and this machine's paths, half of a small model's bytes.
+    """
+    program.model.graph.metadata_props.clear()
+    for node in program.model.graph:
+        scopes = node.metadata_props.get(MODULE_PATH)
+        node.metadata_props.clear()
+        if scopes is not None:
+            node.metadata_props[MODULE_PATH] = scopes
 
 
 def _quantization_table() -> dict[Any, Any]:

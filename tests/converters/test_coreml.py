@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgekit import targets
 from edgekit.converters import coreml
 from edgekit.converters.mil import Evaluator
 from edgekit.edit import Editor
@@ -253,6 +254,15 @@ def test_a_package_is_replaced_whole(tmp_path: Path) -> None:
     coreml.convert(_graph(Lambda(torch.relu), 1, 4), out, TARGET)
     assert [path.name for path in tmp_path.iterdir()] == ["m.mlpackage"]
     assert list(Evaluator(out).run(_x(1, 4))) == ["y"]
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in targets.names() if "coreml" in targets.load(n).formats]
+)
+def test_every_apple_target_can_be_made(name: str, tmp_path: Path) -> None:
+    graph = _int8(_graph(Block(), 1, 3, 16, 16))
+    artifact = coreml.convert(graph, tmp_path / "m.mlpackage", targets.load(name))
+    assert artifact.details["deployment"] == targets.load(name).deployment
 
 
 @pytest.mark.parametrize("deployment", [None, "iOS99"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -175,6 +177,15 @@ def test_values_keep_the_names_of_the_graphs_nodes(int8, tmp_path):
     same = [name for name, value in reference.items() if name in traced and value.dtype.kind == "f"]
     assert len(same) > 10
     assert min(cosine(reference[name], traced[name]) for name in same) > 0.99
+
+
+def test_nodes_name_the_users_modules_and_not_this_machine(graph, tmp_path):
+    _, proto = converted(graph, tmp_path / "model.onnx")
+    notes = {prop.key for node in proto.graph.node for prop in node.metadata_props}
+    assert notes == {converter.MODULE_PATH}
+    content = (tmp_path / "model.onnx").read_bytes()
+    assert str(Path(torch.__file__).parent).encode() not in content
+    assert b'File "' not in content
 
 
 def test_what_onnx_cannot_express_is_an_error_with_its_reason(tmp_path):
