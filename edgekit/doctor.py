@@ -8,8 +8,6 @@ from edgekit import packages, targets
 from edgekit.errors import EdgekitError
 from edgekit.find import find, names
 
-_FAMILY_PACKAGES = {"timm": {"timm": "timm"}, "transformers": {"transformers": "transformers"}}
-
 
 @dataclass(frozen=True)
 class Ability:
@@ -41,10 +39,9 @@ class Checkup:
 def doctor() -> Checkup:
     """Look at this machine."""
     wanted: dict[str, str] = {"torch": "torch", "onnxruntime": "onnxruntime"}
-    for requires in _FAMILY_PACKAGES.values():
-        wanted |= requires
-    for name in names("converters"):
-        wanted |= find("converters", name).REQUIRES
+    for room in ("families", "converters"):
+        for name in names(room):
+            wanted |= find(room, name).REQUIRES
     absent = tuple(packages.missing(wanted))
     return Checkup(
         installed=packages.versions(wanted),
@@ -56,7 +53,7 @@ def doctor() -> Checkup:
 
 def _ability(target: targets.Target) -> Ability:
     try:
-        packages.require(target.formats)
+        packages.require("converters", target.formats)
         build = ""
     except EdgekitError as error:
         build = error.fix

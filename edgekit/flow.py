@@ -50,7 +50,7 @@ def build(
     """
     targets = recipe.devices()
     for target in targets:
-        packages.require(target.formats)
+        packages.require("converters", target.formats)
     work = Work(recipe, calibration, evaluation)
     facts = {**work.fingerprint(), "edgekit": version("edgekit"), "torch": version("torch")}
     request = files.digest([recipe.model_dump(mode="json"), facts])

@@ -24,18 +24,18 @@ def install_command(pips: Iterable[str]) -> str:
     return f"pip install {' '.join(sorted(set(pips)))}"
 
 
-def require(formats: Iterable[str]) -> None:
-    """Raise unless what the converters of these formats need is installed.
+def require(room: str, members: Iterable[str]) -> None:
+    """Raise unless what these members of a room need (their ``REQUIRES``) is installed.
 
     Raises:
         EdgekitError: something is missing; the message has the command that installs it.
     """
-    absent = {name: missing(find("converters", name).REQUIRES) for name in formats}
+    absent = {name: missing(find(room, name).REQUIRES) for name in members}
     pips = [pip for needed in absent.values() for pip in needed]
     if pips:
-        formats_hit = ", ".join(name for name, needed in absent.items() if needed)
+        lacking = ", ".join(name for name, needed in absent.items() if needed)
         raise EdgekitError(
-            f"Making {formats_hit} needs packages that are not installed: {', '.join(pips)}.",
+            f"{lacking} needs packages that are not installed: {', '.join(pips)}.",
             "",
             f"Run: {install_command(pips)}",
         )

@@ -122,7 +122,7 @@ def convert(recipe: Recipe, out: Path) -> Checked:
     if format not in target.formats:
         fits = ", ".join(find("converters", name).NAME for name in target.formats)
         raise EdgekitError(f"{target.name} does not run {out.suffix} files.", f"It takes {fits}.")
-    packages.require([format])
+    packages.require("converters", [format])
     _, status, drift = Work(recipe).single(target, format, out)
     return Checked(str(out), status, True, drift)
 

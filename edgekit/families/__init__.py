@@ -1,4 +1,8 @@
-"""Families: where models come from, one file each, with ``load(name, options) -> Model``."""
+"""Families: where models come from, one file each.
+
+Each has ``load(name, options) -> Model``, and ``REQUIRES``: ``{import name: pip name}`` of the
+packages that it needs.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import find
+from edgekit import find, packages
 from edgekit.errors import EdgekitError
 from edgekit.model import Input, Model
 
@@ -56,6 +60,7 @@ def load(source: str, options: Options) -> Model:
             f"The checkpoint is {options.checkpoint}.",
             "Drop --checkpoint or --random-weights.",
         )
+    packages.require("families", [family])
     import torch
 
     from edgekit.families import torchvision

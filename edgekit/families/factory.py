@@ -24,6 +24,9 @@ from edgekit.model import Input, Model
 if TYPE_CHECKING:
     import torch
 
+#: A factory needs what its own module imports.
+REQUIRES: dict[str, str] = {}
+
 
 def load(name: str, options: Options) -> Model:
     """The model that a factory makes.

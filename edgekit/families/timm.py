@@ -21,6 +21,7 @@ from edgekit.progress import say
 if TYPE_CHECKING:
     import torch
 
+REQUIRES = {"timm": "timm"}
 OWN_WEIGHTS = "Pass --checkpoint FILE with its weights, or --random-weights."
 
 
@@ -35,7 +36,6 @@ def load(name: str, options: Options) -> Model:
         EdgekitError: unknown architecture (the nearest are named), wrong arguments, a
             checkpoint of another model, or weights that cannot be had here.
     """
-    _require()
     source = f"timm/{name}"
     module, weights = _weighted(name, options)
     config = _data_config(module, source, options.inputs)
@@ -44,15 +44,6 @@ def load(name: str, options: Options) -> Model:
     many = len(outputs) > 1
     names = tuple(f"logits_{i}" for i in range(len(outputs))) if many else ("logits",)
     return Model(module.eval(), (spec,), names, source, weights, _preprocess(config, source))
-
-
-def _require() -> None:
-    try:
-        import timm  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise EdgekitError(
-            "timm is not installed.", str(error), "pip install 'edgekit[timm]'"
-        ) from error
 
 
 def _weighted(name: str, options: Options) -> tuple[torch.nn.Module, str]:

@@ -22,6 +22,7 @@ from edgekit.progress import say
 if TYPE_CHECKING:
     import torch
 
+REQUIRES = {"transformers": "transformers"}
 #: Tokens in a text model's input, unless the model takes fewer or ``--input`` says otherwise.
 TOKENS = 128
 #: Outputs of models without a head.
@@ -40,7 +41,6 @@ def load(name: str, options: Options) -> Model:
         EdgekitError: no such folder or id, a model that needs its own code, a checkpoint of
             another model (its keys are listed), or inputs that must be given.
     """
-    _require()
     source = f"transformers/{name}"
     folder, local = _folder(name, options)
     arguments = dict(options.arguments)
@@ -61,15 +61,6 @@ def load(name: str, options: Options) -> Model:
     return Model(
         _wrap(model, outputs), inputs, outputs, source, weights, _fitting(preprocess, inputs)
     )
-
-
-def _require() -> None:
-    try:
-        import transformers  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise EdgekitError(
-            "transformers is not installed.", str(error), "pip install 'edgekit[transformers]'"
-        ) from error
 
 
 def _folder(name: str, options: Options) -> tuple[Path, bool]:
