@@ -62,6 +62,10 @@ TOLERANCES = {
     "fp32": Tolerance(cosine=0.99999, max_abs=1e-4),
     "fp16": Tolerance(cosine=0.9999),
     "int8": Tolerance(cosine=0.98),
+    "w8a16": Tolerance(cosine=0.99),
+    "w4a16": Tolerance(cosine=0.95),
+    "w4a8": Tolerance(cosine=0.95),
+    "fp8": Tolerance(cosine=0.98),
 }
 
 

@@ -26,6 +26,8 @@ from torch.export.graph_signature import (
 from torch.fx import Node
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+from edgekit.errors import EdgekitError
+
 if TYPE_CHECKING:
     from edgekit.model import Graph
 
@@ -73,6 +75,23 @@ class Editor:
     def tensor_name(self, node: Node) -> str:
         """The state dict's name of the tensor behind a placeholder."""
         return str(self._specs[node.name].target)
+
+    def assign(self, name: str, value: torch.Tensor) -> None:
+        """Give a parameter, buffer or constant another value of the same shape.
+
+        Raises:
+            EdgekitError: there is none of that name, or it has another shape.
+        """
+        store = self._state if name in self._state else self._constants
+        old = store.get(name)
+        if not isinstance(old, torch.Tensor) or old.shape != value.shape:
+            found = "none" if not isinstance(old, torch.Tensor) else str(tuple(old.shape))
+            raise EdgekitError(
+                f"The changed tensors belong to another model: {name} does not fit.",
+                f"It is {tuple(value.shape)}; the model has {found}.",
+                "Calibrate this model: build without the table.",
+            )
+        store[name] = value.detach().to(old.dtype).contiguous()
 
     def buffer(self, name: str, value: torch.Tensor) -> Node:
         """A placeholder for a new constant; asked for again by name, the same one."""

@@ -20,6 +20,8 @@ ROOMS = {
     "families": ("edgekit.families", "load", "model family"),
     "converters": ("edgekit.converters", "convert", "converter"),
     "rewrites": ("edgekit.converters.rewrites", "rewrite", "rewrite"),
+    "metrics": ("edgekit.metrics", "score", "metric"),
+    "ranges": ("edgekit.quantize.ranges", "Range", "range method"),
     "runtimes": ("edgekit.targets.runtimes", "open", "runtime"),
 }
 

@@ -17,16 +17,21 @@ from edgekit.errors import EdgekitError
 from edgekit.find import find
 from edgekit.latency import Settings, time_artifact, time_source
 from edgekit.progress import say, stage
+from edgekit.quantize.schemes import SCHEMES
 from edgekit.recipe import Recipe
 from edgekit.targets import Target
 from edgekit.work import Work
 
 if TYPE_CHECKING:
     from edgekit.model import Graph
-    from edgekit.quantize.scales import ScaleTable
+    from edgekit.quantize.calibrate import Store
+    from edgekit.quantize.post_training import Quantized
 
 #: Samples kept in reference.npz, for checks on the device.
 REFERENCE_SAMPLES = 16
+SCALES = "scales.json"
+#: Fields of a recipe that decide which samples are used.
+_DRAWN = ("samples", "evaluation_samples", "seed", "random_calibration")
 
 
 def build(
@@ -76,8 +81,8 @@ class _Build:
         of_data = ("calibration", "evaluation")
         self.source = {name: shown[name] for name in fields}
         self.source |= {name: fact for name, fact in facts.items() if name not in of_data}
-        drawn = {name: shown[name] for name in ("samples", "seed", "random_calibration")}
-        drawn["split"] = "evaluation" not in facts and recipe.precision == "int8"
+        drawn = {name: shown[name] for name in _DRAWN}
+        drawn["split"] = "evaluation" not in facts and recipe.scheme is not None
         judged_on = facts.get("evaluation", facts.get("calibration"))
         self.judging = {**self.source, **drawn, "data": judged_on}
         self.calibrating = {**self.source, **drawn, "data": facts.get("calibration", judged_on)}
@@ -85,8 +90,8 @@ class _Build:
     def run(self, targets: list[Target], request: str) -> Bundle:
         """All steps, then the manifest."""
         reference = self._step("reference", self.judging, self._reference, "reference.npz")
-        table, scales, calibration = self._calibrated()
-        rows = [row for target in targets for row in self._target(target, table, scales)]
+        quantized, scales, calibration = self._quantized()
+        rows = [row for target in targets for row in self._target(target, quantized, scales)]
         timed = any("latency_ms" in entry for row in rows for entry in row.latency)
         baseline = self._baseline() if timed else []
         manifest = Manifest(
@@ -131,29 +136,37 @@ class _Build:
         data = {"judged_on": judge.origin, "judged_samples": len(judge)}
         return {"model": _describe(work), "data": data}
 
-    def _calibrated(self) -> tuple[ScaleTable | None, str, dict[str, Any]]:
-        """The scale table, saved in the bundle, its digest, and what it was made of."""
-        from edgekit.quantize.scales import ScaleTable
+    def _quantized(self) -> tuple[Quantized | None, str, dict[str, Any]]:
+        """The scales, saved in the bundle, their digest, and what they were made of."""
+        from edgekit.quantize.calibrate import Store
+        from edgekit.quantize.post_training import TENSORS, Quantized
 
-        if self.recipe.precision != "int8":
+        if self.recipe.scheme is None:
             return None, "", {}
-        inputs = {**self.calibrating, "exclude": self.recipe.exclude, "method": "minmax"}
-        found = self._step("calibrate", inputs, self._calibrate, "scales.json")
-        path = self.draft.path / "scales.json"
-        return ScaleTable.load(path), files.sha256(path), found
+        shown = self.recipe.model_dump(mode="json")
+        how = ("precision", "granularity", "method", "effort", "batch_size", "exclude")
+        inputs = {**self.calibrating, **{name: shown[name] for name in how}}
+        store = Store(self.draft.path / ".calibration.npz", files.digest(inputs))
+        found = self._step("calibrate", inputs, lambda out: self._quantize(out, store), SCALES)
+        path = self.draft.path / SCALES
+        beside = [p for p in (path, path.with_name(TENSORS)) if p.exists()]
+        return Quantized.load(path), files.digest([files.sha256(p) for p in beside]), found
 
-    def _calibrate(self, out: Path) -> dict[str, Any]:
-        table = self.work.calibrate()
-        table.save(out)
-        return {"calibrated_on": table.data, "calibration_samples": table.samples}
+    def _quantize(self, out: Path, store: Store) -> dict[str, Any]:
+        from edgekit.quantize.post_training import TENSORS
 
-    def _target(self, target: Target, table: ScaleTable | None, scales: str) -> list[Row]:
+        (self.draft.path / TENSORS).unlink(missing_ok=True)  # of a killed run with other methods
+        made = self.work.quantize(store)
+        made.save(out)
+        return {"calibrated_on": made.table.data, "calibration_samples": made.table.samples}
+
+    def _target(self, target: Target, quantized: Quantized | None, scales: str) -> list[Row]:
         """Convert, check and measure for one target; a failure is a row, not an end."""
         lowered: list[Graph] = []
 
         def graph() -> Graph:
             if not lowered:
-                lowered.append(self.work.lower(target, table))
+                lowered.append(self.work.lower(target, quantized))
             return lowered[0]
 
         rows: list[Row] = []
@@ -279,12 +292,12 @@ def _failed(target: Target, name: str, error: EdgekitError) -> Row:
 
 
 def _placement(source: Graph | Path) -> dict[str, Any]:
-    """How much of a graph is in INT8; nothing for what is made of another artifact."""
-    from edgekit.quantize.int8 import count_int8, kept_float
+    """How much of a graph is quantized; nothing for what is made of another artifact."""
+    from edgekit.quantize.place import count_quantized, kept_float
 
-    if isinstance(source, Path) or source.precision != "int8":
+    if isinstance(source, Path) or source.precision not in SCHEMES:
         return {}
-    return {"int8_modules": count_int8(source), "kept_float": list(kept_float(source))}
+    return {"quantized_modules": count_quantized(source), "kept_float": list(kept_float(source))}
 
 
 def _describe(work: Work) -> dict[str, Any]:

@@ -30,14 +30,14 @@ def say(text: str) -> None:
         _console().print(text, highlight=False)
 
 
-def track(items: Iterable[T], description: str) -> Iterator[T]:
-    """Iterate with a bar that shows the time left."""
+def track(items: Iterable[T], description: str, total: float | None = None) -> Iterator[T]:
+    """Iterate with a bar that shows the time left; ``total`` where the items cannot be counted."""
     if not _enabled:
         yield from items
         return
     from rich.progress import track as rich_track
 
-    yield from rich_track(items, description, console=_console(), transient=True)
+    yield from rich_track(items, description, total, console=_console(), transient=True)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekit.errors import EdgekitError
 from edgekit.find import unknown
+from edgekit.quantize.schemes import SCHEMES, Effort, Granularity, Scheme, scheme_for
 from edgekit.targets import Precision, Target, load
 
 _PATHS = ("checkpoint", "calibration", "evaluation", "scales")
@@ -31,8 +32,14 @@ class Recipe(BaseModel):
         batch: samples in one call, or ``dynamic``.
         calibration: data that sets the INT8 scales.
         evaluation: data that judges the artifacts; a quarter of ``calibration`` if not given.
-        samples: how many samples each of the two contributes at most.
+        samples: how many of the calibration samples are used; asking for more than there are is
+            an error.
+        evaluation_samples: how many samples judge at most.
         seed: of every random choice.
+        method: how an activation's range becomes a scale; None takes the effort's own.
+        effort: which accuracy methods a quantization goes through.
+        granularity: what shares a weight's scale; None takes the precision's own.
+        batch_size: samples in one call of calibration; None takes ``batch``.
         random_calibration: use random numbers as data; the bundle says so.
         scales: a scale table to use in place of calibrating.
         exclude: globs over module paths that stay in float.
@@ -54,7 +61,12 @@ class Recipe(BaseModel):
     calibration: Path | None = None
     evaluation: Path | None = None
     samples: int = Field(default=256, ge=1)
+    evaluation_samples: int = Field(default=512, ge=1)
     seed: int = 0
+    method: Literal["minmax", "average", "percentile", "entropy", "mse"] | None = None
+    effort: Effort = "balanced"
+    granularity: Granularity | None = None
+    batch_size: int | None = Field(default=None, ge=1)
     random_calibration: bool = False
     scales: Path | None = None
     exclude: tuple[str, ...] = ()
@@ -105,6 +117,15 @@ class Recipe(BaseModel):
         if rest and (path.parent / rest).is_dir():
             fields["model"] = f"{family}/{path.parent / rest}"
         return cls.check({**fields, **overrides}, str(path))
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """How the precision quantizes; None for fp32 and fp16.
+
+        Raises:
+            EdgekitError: the precision cannot have this granularity.
+        """
+        return scheme_for(self.precision, self.granularity) if self.precision in SCHEMES else None
 
     def devices(self) -> list[Target]:
         """The target devices, each able to run the precision.

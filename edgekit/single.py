@@ -84,7 +84,7 @@ def inspect(recipe: Recipe) -> Summary:
         inputs=tuple(str(spec) for spec in model.inputs),
         outputs=model.outputs,
         preprocess=asdict(model.preprocess) if model.preprocess else None,
-        sites=tuple(site.module for site in sites if site.kind == "activation"),
+        sites=tuple(site.module for site in sites if site.kind == "weight"),
     )
 
 

@@ -85,11 +85,11 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _status(row: Row) -> str:
-    """The status, and for INT8 how many modules are in it."""
-    if "int8_modules" not in row.details:
+    """The status, and how many layers are quantized."""
+    if "quantized_modules" not in row.details:
         return row.status
-    count, floats = row.details["int8_modules"], len(row.details["kept_float"])
-    return f"{row.status}\nINT8 in {count} of {count + floats} layers"
+    count, floats = row.details["quantized_modules"], len(row.details["kept_float"])
+    return f"{row.status}\n{count} of {count + floats} layers quantized"
 
 
 def drift_text(drift: dict[str, Any]) -> str:

@@ -23,7 +23,8 @@ from edgekit.targets.rules import rules_for
 
 if TYPE_CHECKING:
     from edgekit.data import Dataset
-    from edgekit.quantize.scales import ScaleTable
+    from edgekit.quantize.calibrate import Store
+    from edgekit.quantize.post_training import Quantized
     from edgekit.targets.runtimes import Arrays
 
 #: Rewrites that hold for every runtime; they come before calibration.
@@ -50,19 +51,21 @@ class Work:
             raise EdgekitError(
                 "There is no data to check the result with.",
                 f"{recipe.model} would be converted unproven"
-                + (", and INT8 needs ranges of real activations." if self._calibrated else "."),
+                + (", and quantized without real activations." if self._calibrated else "."),
                 "Pass --calibration DATA (a folder of images, .npz, ...) or --evaluation DATA; "
                 "or --random-calibration, and the bundle will say so.",
             )
-        if recipe.precision != "int8" and (recipe.exclude or recipe.scales):
+        if recipe.scheme is None and (recipe.exclude or recipe.scales):
             raise EdgekitError(
                 f"--exclude and --scales have no meaning in {recipe.precision}.",
-                "They say which modules are quantized to INT8, and how.",
+                "They say which modules are quantized, and how.",
                 "Drop them, or ask for --precision int8.",
             )
         if self._calibrated and not (recipe.random_calibration or self._source("calibration")):
             raise EdgekitError(
-                "INT8 needs calibration data.", "", "Pass --calibration DATA, or --scales TABLE."
+                f"{recipe.precision} needs calibration data.",
+                "",
+                "Pass --calibration DATA, or --scales TABLE.",
             )
 
     @cached_property
@@ -90,7 +93,7 @@ class Work:
             raise KeyError("no data")
         if calibrate is judge and self._calibrated:
             judge, calibrate = judge.split(HELD_OUT, recipe.seed)
-        return self._some(calibrate), self._some(judge)
+        return self._calibrating(calibrate), self._judging(judge)
 
     @cached_property
     def batches(self) -> list[Arrays]:
@@ -117,29 +120,43 @@ class Work:
         runs = track(self.batches, f"Running the source on {judge.origin}")
         return [run_module(model.module, batch, model.outputs) for batch in runs]
 
-    def calibrate(self) -> ScaleTable:
-        """One pass over the calibration samples, or the table that the recipe names."""
+    def quantize(self, store: Store | None = None) -> Quantized:
+        """Calibrate, or take the table that the recipe names.
+
+        Args:
+            store: where calibration keeps what it saw, to go on after it was killed.
+        """
         from edgekit.edit import Editor
-        from edgekit.quantize.calibrate import calibrate
-        from edgekit.quantize.scales import ScaleTable
+        from edgekit.quantize.effort import plan_for
+        from edgekit.quantize.post_training import Quantized, quantize
         from edgekit.quantize.sites import find_sites
 
-        editor = Editor(self.graph)
-        sites = find_sites(editor, self.recipe.exclude)
-        if self.recipe.scales is None:
-            return calibrate(self.graph, sites, self.datasets[0])
-        excluded = {site.name for site in find_sites(editor)} - {site.name for site in sites}
-        return ScaleTable.load(self.recipe.scales).without(excluded)
+        recipe = self.recipe
+        if recipe.scheme is None:
+            raise ValueError(recipe.precision)
+        if recipe.scales is not None:
+            editor = Editor(self.graph)
+            kept = {site.name for site in find_sites(editor, recipe.exclude)}
+            excluded = {site.name for site in find_sites(editor)} - kept
+            made = Quantized.load(recipe.scales)
+            return dataclasses.replace(made, table=made.table.without(excluded))
+        plan = plan_for(recipe.scheme, recipe.effort, recipe.method)
+        size = recipe.batch_size or (1 if recipe.batch == "dynamic" else recipe.batch)
+        graph = self.graph
+        if recipe.batch not in ("dynamic", size):
+            graph = export(self.model.with_batch("dynamic"))
+        return quantize(graph, self.datasets[0], plan, recipe.exclude, size, store)
 
-    def lower(self, target: Target, table: ScaleTable | None) -> Graph:
+    def lower(self, target: Target, quantized: Quantized | None) -> Graph:
         """The graph as the target's runtime wants it, in the recipe's precision."""
         from edgekit.quantize.fp16 import rewrite_fp16
-        from edgekit.quantize.int8 import place
+        from edgekit.quantize.place import place
 
         rules, precision = rules_for(target), self.recipe.precision
-        graph = _rewritten(self.graph, rules.rewrites)
-        if table is not None:
-            graph = place(graph, table, rules)
+        graph = self.graph if quantized is None else quantized.applied(self.graph)
+        graph = _rewritten(graph, rules.rewrites)
+        if quantized is not None:
+            graph = place(graph, quantized.table, rules, precision)
         if precision != "fp32" and (precision == "fp16" or target.float_dtype == "fp16"):
             if rules.explicit_casts:
                 return rewrite_fp16(graph, precision)
@@ -191,8 +208,8 @@ class Work:
         Raises:
             CheckFailed: it is out of tolerance; nothing is written.
         """
-        table = self.calibrate() if self.recipe.precision == "int8" else None
-        graph = self.lower(target, table)
+        quantized = self.quantize() if self.recipe.scheme else None
+        graph = self.lower(target, quantized)
         status, drift = "", None
         with files.atomic(out) as room, tempfile.TemporaryDirectory() as scratch:
             source: Graph | Path = graph
@@ -233,7 +250,7 @@ class Work:
 
     @property
     def _calibrated(self) -> bool:
-        return self.recipe.precision == "int8" and self.recipe.scales is None
+        return self.recipe.scheme is not None and self.recipe.scales is None
 
     def _source(self, name: str) -> Any:
         given = self._given[name]
@@ -251,8 +268,22 @@ class Work:
             self._opened[name] = data.open_data(source, model.inputs, model.preprocess)
         return self._opened[name]
 
-    def _some(self, dataset: Dataset) -> Dataset:
-        return dataset.take(min(self.recipe.samples, len(dataset)), self.recipe.seed)
+    def _calibrating(self, dataset: Dataset) -> Dataset:
+        recipe = self.recipe
+        asked = "samples" in recipe.model_fields_set and self._calibrated
+        if asked and recipe.samples > len(dataset):
+            raise EdgekitError(
+                f"{dataset.origin} has {len(dataset)} samples to calibrate with, "
+                f"fewer than the {recipe.samples} asked for.",
+                ""
+                if self._source("evaluation") is not None
+                else f"{HELD_OUT:.0%} of them are kept to judge with.",
+                f"Ask for --samples {len(dataset)}, or give more data.",
+            )
+        return dataset.take(min(recipe.samples, len(dataset)), recipe.seed)
+
+    def _judging(self, dataset: Dataset) -> Dataset:
+        return dataset.take(min(self.recipe.evaluation_samples, len(dataset)), self.recipe.seed)
 
 
 def load_model(recipe: Recipe) -> Model:

@@ -44,7 +44,7 @@ MOVES = frozenset(
     unbind cat stack pad constant_pad_nd roll flip alias detach dropout getitem pixel_shuffle
     pixel_unshuffle unfold movedim swapaxes tile repeat_interleave max_pool2d relu neg abs amax
     amin maximum minimum where masked_fill upsample_nearest2d lift_fresh_copy as_strided _to_copy
-    to topk sort argmax argmin quantize_per_tensor
+    to topk sort argmax argmin quantize_per_tensor quantize_fp8
     """.split()
 )
 #: What torch.export writes beside a cast in the user's code (rule 5).

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from edgekit.edit import Editor
 
+Kind = Literal["input", "weight", "output"]
+
 #: operator -> what the placement rules call it
 OPERATORS = {
     "aten.linear.default": "linear",
@@ -25,46 +27,38 @@ OPERATORS = {
     "aten.conv2d.default": "conv",
     "aten.conv2d.padding": "conv",
 }
+#: The sites of an operator. Only a convolution's output is ever quantized, and only where a
+#: runtime has no integer convolution with a float output.
+KINDS: dict[str, tuple[Kind, ...]] = {
+    "linear": ("input", "weight"),
+    "conv": ("input", "weight", "output"),
+}
 
 
 @dataclass(frozen=True)
 class Site:
-    """One tensor that is quantized.
+    """One tensor that can be quantized.
 
     Attributes:
-        name: the module's path and ``input`` or ``weight``.
-        kind: ``activation`` (one scale) or ``weight`` (one scale an output channel).
+        name: the module's path and its kind.
+        kind: ``input`` and ``output`` have one scale, ``weight`` one or more a channel.
         operator: ``linear`` or ``conv``.
-        node: the graph node that consumes it.
-        axis: of the scales, or None for one scale.
-        bits: of the integer.
+        node: the graph node that consumes it, or gives it if it is an output.
     """
 
     name: str
-    kind: Literal["activation", "weight"]
+    kind: Kind
     operator: str
     node: str
-    axis: int | None = None
-    bits: Literal[8] = 8
 
     @property
     def module(self) -> str:
         """The path of the module in the user's code."""
         return self.name.rpartition(".")[0]
 
-    @property
-    def qmax(self) -> int:
-        """The largest integer level."""
-        return int(2 ** (self.bits - 1) - 1)
-
-    @property
-    def qmin(self) -> int:
-        """The least level: symmetric for weights (-127), full for activations (-128)."""
-        return -self.qmax if self.kind == "weight" else -self.qmax - 1
-
 
 def find_sites(editor: Editor, exclude: Sequence[str] = ()) -> tuple[Site, ...]:
-    """Both sites (input and weight) of every linear and convolution with a constant weight.
+    """The sites of every linear and convolution with a constant weight.
 
     Args:
         exclude: globs over module paths, such as ``head`` or ``blocks.0.*``.
@@ -81,10 +75,10 @@ def find_sites(editor: Editor, exclude: Sequence[str] = ()) -> tuple[Site, ...]:
                 f"This model has {len(found)}, for example: {some}.",
             )
     return tuple(
-        site
+        Site(f"{module}.{kind}", kind, OPERATORS[str(node.target)], node.name)
         for node, module in found
         if not any(fnmatchcase(module, glob) for glob in exclude)
-        for site in _pair(node, module)
+        for kind in KINDS[OPERATORS[str(node.target)]]
     )
 
 
@@ -99,11 +93,3 @@ def _modules(editor: Editor) -> Iterator[tuple[Node, str]]:
         path = module_path(node) or node.name
         seen[path] = seen.get(path, 0) + 1
         yield node, path if seen[path] == 1 else f"{path}#{seen[path]}"
-
-
-def _pair(node: Node, module: str) -> tuple[Site, Site]:
-    operator = OPERATORS[str(node.target)]
-    return (
-        Site(f"{module}.input", "activation", operator, node.name),
-        Site(f"{module}.weight", "weight", operator, node.name, axis=0),
-    )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgekit.errors import EdgekitError
 from edgekit.find import unknown
+from edgekit.quantize.schemes import SCHEMES
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "w8a16", "w4a16", "w4a8", "fp8"]
 
 
 class Target(BaseModel):
@@ -60,13 +61,17 @@ class Target(BaseModel):
         Raises:
             EdgekitError: it does not; the message names those that it does.
         """
-        if precision not in self.dtypes:
-            able = [p for p in ("fp32", "fp16", "int8") if p in self.dtypes]
+        if not self._runs(precision):
+            able = [p for p in get_args(Precision) if self._runs(p)]
             raise EdgekitError(
                 f"{self.title} cannot run {precision}.",
                 f"{self.name} runs {', '.join(self.dtypes)} ({self.sources['dtypes']}).",
                 f"Choose --precision {' or '.join(able)}.",
             )
+
+    def _runs(self, precision: str) -> bool:
+        scheme = SCHEMES.get(precision)
+        return set((precision,) if scheme is None else scheme.dtypes) <= set(self.dtypes)
 
 
 def names() -> list[str]:

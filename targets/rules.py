@@ -13,23 +13,33 @@ class Rules:
 
     Attributes:
         rewrites: files of ``converters/rewrites`` that are applied, in order.
-        int8: the operators that it runs in INT8: ``linear``, ``conv``.
-        matmul: whether an INT8 linear becomes ``x @ W[in, out] + bias[1, 1, out]``.
+        operators: those that are quantized: ``linear``, ``conv``.
+        matmul: whether a quantized linear becomes ``x @ W[in, out] + bias[1, 1, out]``.
+        conv_output: whether a quantized convolution's output is quantized too.
+        int4: whether 4-bit weights are stored in 4 bits; else in 8, with the same values.
         explicit_casts: whether fp16 is written into the graph as casts.
         why: what the rules rest on.
     """
 
     rewrites: tuple[str, ...]
-    int8: frozenset[str]
+    operators: frozenset[str]
     matmul: bool
+    conv_output: bool
+    int4: bool
     explicit_casts: bool
     why: str
+
+    def takes(self, operator: str) -> bool:
+        """Whether an operator is quantized."""
+        return operator in self.operators
 
 
 _TENSORRT = Rules(
     rewrites=("attention",),
-    int8=frozenset({"linear", "conv"}),
+    operators=frozenset({"linear", "conv"}),
     matmul=True,
+    conv_output=False,
+    int4=True,
     explicit_casts=True,
     why="TensorRT fuses Q/DQ around linears and convolutions; attention stays whole in fp16.",
 )
@@ -37,8 +47,10 @@ _TENSORRT = Rules(
 RULES = {
     "onnxruntime": Rules(
         rewrites=("attention",),
-        int8=frozenset({"linear"}),
+        operators=frozenset({"linear"}),
         matmul=True,
+        conv_output=False,
+        int4=False,
         explicit_casts=True,
         why=(
             "ONNX Runtime turns MatMul + Add of a low-rank bias into a float Gemm, which has no "
@@ -49,8 +61,10 @@ RULES = {
     "tensorrt_rtx": _TENSORRT,
     "coreml": Rules(
         rewrites=("rank5",),
-        int8=frozenset({"linear", "conv"}),
+        operators=frozenset({"linear", "conv"}),
         matmul=False,
+        conv_output=False,
+        int4=True,
         explicit_casts=False,
         why=(
             "Core ML wants weights as constants of linear and conv, and casts a whole program "

@@ -62,7 +62,7 @@ def test_a_targets_formats_are_a_chain(name):
 def test_rules_name_rewrites_that_exist(name):
     rules = rules_for(targets.load(name))
     assert set(rules.rewrites) <= set(find.names("rewrites"))
-    assert rules.int8 <= {"linear", "conv"}
+    assert rules.operators <= {"linear", "conv"}
     assert rules.why
 
 

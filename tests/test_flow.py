@@ -88,11 +88,11 @@ def test_one_scale_table_serves_all_and_each_row_says_what_stays_float(whole_bun
     every = len(json.loads((whole_bundle[0] / "scales.json").read_text())["sites"]) // 2
     cpu = found["cpu/model.onnx"].details
     assert cpu["kept_float"] == ["patch_embed.proj"]
-    assert cpu["int8_modules"] == every - 1
+    assert cpu["quantized_modules"] == every - 1
     for path in ("rtx-4090/model.onnx", "iphone-15-pro/model.mlpackage"):
         assert found[path].details["kept_float"] == []
-        assert found[path].details["int8_modules"] == every
-    assert f"INT8 in {every - 1} of {every} layers" in whole_bundle[1].out
+        assert found[path].details["quantized_modules"] == every
+    assert f"{every - 1} of {every} layers quantized" in whole_bundle[1].out
 
 
 def test_reference_and_manifest_state_the_proof(whole_bundle):
@@ -245,7 +245,7 @@ def test_a_factory_of_the_users_own(factory, edgekit, ran, tmp_path):
     result = edgekit(*command, "--precision", "int8")
     assert result.code == 0, result.err
     made = Bundle.open(tmp_path / "bundle").manifest
-    assert made.rows[0].details["int8_modules"] == 2
+    assert made.rows[0].details["quantized_modules"] == 2
     assert made.model["parameters"] == 4 * 16 + 16 + 16 * 3 + 3
     assert made.data["judged_samples"] == 10
     assert made.data["calibration_samples"] == 16

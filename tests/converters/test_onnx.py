@@ -17,10 +17,11 @@ from edgekit.drift import compare, cosine
 from edgekit.edit import Editor
 from edgekit.errors import EdgekitError
 from edgekit.model import Input, Model
-from edgekit.quantize.calibrate import calibrate
+from edgekit.quantize.effort import plan_for
 from edgekit.quantize.fp16 import rewrite_fp16
-from edgekit.quantize.int8 import place
-from edgekit.quantize.sites import find_sites
+from edgekit.quantize.place import place
+from edgekit.quantize.post_training import quantize
+from edgekit.quantize.schemes import SCHEMES
 from edgekit.targets.rules import RULES
 from edgekit.targets.runtimes import onnxruntime
 from edgekit.work import trace_graph
@@ -66,7 +67,8 @@ def graph():
 @pytest.fixture(scope="module")
 def int8(graph):
     samples = [{"pixels": image, "gain": np.ones(1, np.float32)} for image in IMAGES]
-    table = calibrate(graph, find_sites(Editor(graph)), open_data(samples, graph.inputs, None))
+    plan = plan_for(SCHEMES["int8"], "quick", None)
+    table = quantize(graph, open_data(samples, graph.inputs, None), plan).table
     return place(graph, table, RULES["tensorrt"])
 
 

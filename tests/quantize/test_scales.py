@@ -12,12 +12,15 @@ from edgekit.data import open_data
 from edgekit.edit import Editor
 from edgekit.errors import EdgekitError
 from edgekit.model import Input, Model
-from edgekit.quantize.calibrate import calibrate, half_exact
-from edgekit.quantize.int8 import place
-from edgekit.quantize.scales import ScaleTable
+from edgekit.quantize.effort import plan_for
+from edgekit.quantize.place import place
+from edgekit.quantize.post_training import quantize
+from edgekit.quantize.scales import ScaleTable, half_exact
+from edgekit.quantize.schemes import SCHEMES
 from edgekit.quantize.sites import find_sites
 from edgekit.targets.rules import RULES
 
+QUICK = plan_for(SCHEMES["int8"], "quick", None)
 SAMPLES = np.array([[1.0, -2.0, 0.5], [0.0, 3.81, -6.35]], np.float32)
 
 
@@ -42,7 +45,7 @@ def graph():
 @pytest.fixture
 def table(graph):
     data = open_data(SAMPLES, graph.inputs, None)
-    return calibrate(graph, find_sites(Editor(graph)), data)
+    return quantize(graph, data, QUICK).table
 
 
 def test_half_exact_gives_the_least_half_not_below():
@@ -68,7 +71,7 @@ def test_scales_are_the_largest_magnitude_over_127_rounded_up(table):
         assert np.allclose(found, exact, rtol=2**-10)
         assert np.array_equal(found, found.astype(np.float16))
     assert table.samples == 2
-    assert {entry.axis for entry in table.sites.values()} == {0, None}
+    assert {entry.kind for entry in table.sites.values()} == {"input", "weight"}
 
 
 def test_a_table_survives_its_file(table, tmp_path):
@@ -77,12 +80,11 @@ def test_a_table_survives_its_file(table, tmp_path):
 
 
 def test_nothing_to_calibrate_with_or_to_quantize(graph):
-    sites = find_sites(Editor(graph))
     with pytest.raises(EdgekitError, match="nothing to quantize"):
-        calibrate(graph, (), open_data(SAMPLES, graph.inputs, None))
+        quantize(graph, open_data(SAMPLES, graph.inputs, None), QUICK, ["*"])
     huge = open_data(np.full((1, 3), 3e38, np.float32), graph.inputs, None)
     with pytest.raises(EdgekitError, match=r"last\.input is not finite"):
-        calibrate(graph, sites, huge)
+        quantize(graph, huge, QUICK)
 
 
 def test_excluded_modules_have_no_sites(graph):
@@ -101,7 +103,7 @@ def test_excluded_modules_have_no_sites(graph):
         (lambda sites: sites["first.weight"]["scale"].pop(), "does not fit first.weight"),
         (lambda sites: sites["first.input"].update(scale=[0.0]), "is not a scale table"),
         (lambda sites: sites["first.input"].update(scale=[float("inf")]), "is not a scale table"),
-        (lambda sites: sites["first.input"].update(bits=3), "is not a scale table"),
+        (lambda sites: sites["first.input"].update(dtype="int3"), "is not a scale table"),
     ],
 )
 def test_a_badly_edited_table_is_refused(graph, table, tmp_path, spoil, message):

@@ -10,16 +10,17 @@ from edgekit.data import open_data
 from edgekit.drift import compare
 from edgekit.edit import Editor
 from edgekit.model import Input, Model
-from edgekit.quantize.calibrate import calibrate
-from edgekit.quantize.int8 import (
+from edgekit.quantize.effort import plan_for
+from edgekit.quantize.place import (
     DEQUANTIZE,
     DEQUANTIZE_CHANNELS,
     QUANTIZE,
-    count_int8,
+    count_quantized,
     kept_float,
     place,
 )
-from edgekit.quantize.sites import find_sites
+from edgekit.quantize.post_training import quantize
+from edgekit.quantize.schemes import SCHEMES
 from edgekit.targets.rules import RULES
 
 IMAGES = np.random.default_rng(0).standard_normal((8, 3, 8, 8)).astype(np.float32)
@@ -49,7 +50,7 @@ def graph():
 @pytest.fixture(scope="module")
 def table(graph):
     data = open_data(IMAGES, graph.inputs, None)
-    return calibrate(graph, find_sites(Editor(graph)), data)
+    return quantize(graph, data, plan_for(SCHEMES["int8"], "quick", None)).table
 
 
 def calls(graph, operator):
@@ -115,10 +116,10 @@ def test_one_linear_equals_the_equation(table, graph):
 def test_what_each_runtime_keeps_in_float(graph, table):
     on_cpu = place(graph, table, RULES["onnxruntime"])
     assert kept_float(on_cpu) == ("conv",)
-    assert count_int8(on_cpu) == 4
+    assert count_quantized(on_cpu) == 4
     on_phone = place(graph, table, RULES["coreml"])
     assert kept_float(on_phone) == ()
-    assert count_int8(on_phone) == 5
+    assert count_quantized(on_phone) == 5
     assert kept_float(graph) == ("conv", "q", "k", "v", "head")
 
 

@@ -1,0 +1,46 @@
+"""Effort: which accuracy methods a quantization goes through, and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgekit.find import find
+from edgekit.quantize.calibrate import Range
+from edgekit.quantize.methods import Prepare, Round
+from edgekit.quantize.schemes import Effort, Scheme
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides how a graph is quantized.
+
+    Attributes:
+        method: the name of the range method.
+        effort: the name of the effort.
+        prepare, round: the accuracy methods, in order.
+    """
+
+    scheme: Scheme
+    method: str
+    effort: Effort
+    range: Range
+    prepare: tuple[Prepare, ...]
+    round: tuple[Round, ...]
+
+
+def plan_for(scheme: Scheme, effort: Effort, method: str | None) -> Plan:
+    """The plan of an effort.
+
+    quick takes ranges as they come. balanced first moves outliers from activations into weights,
+    and corrects the bias that rounding leaves. best also chooses each weight's rounding.
+
+    Args:
+        method: of the ranges; None takes the effort's own.
+
+    Raises:
+        EdgekitError: no such range method.
+    """
+    own = {"quick": "minmax", "balanced": "mse", "best": "mse"}[effort]
+    name = method or own
+    prepare: tuple[Prepare, ...] = ()
+    rounding: tuple[Round, ...] = ()
+    return Plan(scheme, name, effort, find("ranges", name).Range(), prepare, rounding)
