@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit import files
 from edgekit.converters import Artifact
 from edgekit.errors import EdgekitError
+from edgekit.quantize.schemes import SCHEMES
 from edgekit.targets import Target
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ REQUIRES = {"coremltools": "coremltools"}
 LARGEST = 64
 #: Core ML quantizes activations from iOS 17 on, which is this specification version.
 _INT8_SPECIFICATION = 8
+#: And scales by block from iOS 18 on.
+_BLOCKS_SPECIFICATION = 9
 
 
 def convert(source: Graph, out: Path, target: Target) -> Artifact:
@@ -47,7 +50,7 @@ def convert(source: Graph, out: Path, target: Target) -> Artifact:
     with quiet():
         import coremltools
 
-        version = _version(target, source.precision)
+        version = _version(target, source)
         program = _prepare(source)
         half = source.precision != "fp32"
         precision = coremltools.precision
@@ -81,9 +84,12 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _version(target: Target, precision: str) -> Any:
+def _version(target: Target, source: Graph) -> Any:
     """The target's deployment version, as coremltools' own object."""
     import coremltools
+
+    from edgekit.edit import Editor
+    from edgekit.quantize.place import DEQUANTIZE_GROUPS
 
     # The members include macOS's names, which are aliases of iOS's.
     known = [n for n in coremltools.target.__members__ if n.startswith(("iOS", "macOS"))]
@@ -94,7 +100,16 @@ def _version(target: Target, precision: str) -> Any:
             "Set deployment in the target's TOML.",
         )
     version = getattr(coremltools.target, target.deployment)
-    if precision == "int8" and version.value < _INT8_SPECIFICATION:
+    blocks = next(Editor(source).calls(str(DEQUANTIZE_GROUPS)), None)
+    if blocks is not None and version.value < _BLOCKS_SPECIFICATION:
+        raise EdgekitError(
+            f"{target.name} cannot run 4-bit weights, or weights with a scale for each group.",
+            f"Core ML has them from iOS 18 and macOS 15 on; it has {target.deployment}.",
+            "Choose --precision w8a16 with --granularity channel, or a later target.",
+        )
+    scheme = SCHEMES.get(source.precision)
+    activations = scheme is not None and scheme.activation is not None
+    if activations and version.value < _INT8_SPECIFICATION:
         raise EdgekitError(
             f"{target.name} cannot run int8 activations.",
             f"Core ML quantizes them from iOS 17 and macOS 14 on; it has {target.deployment}.",

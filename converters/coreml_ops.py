@@ -12,6 +12,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
+from edgekit.quantize.schemes import QMAX
 
 if TYPE_CHECKING:
     from torch.fx import Graph as Program
@@ -48,10 +49,25 @@ def register() -> None:
         lstm(context, traced)
         context.add(tuple(context[name] for name in traced.outputs), torch_name=node.name)
 
+    @register_torch_op(torch_alias=["edgekit::dequantize_groups"])  # type: ignore[untyped-decorator]
+    def dequantize_groups(context: Any, node: Any) -> None:
+        levels, scale = (var.val for var in _get_inputs(context, node)[:2])
+        context.add(_blockwise(mb, levels, scale, node.name))
+
     @register_torch_op(override=True)  # type: ignore[untyped-decorator]
     def col2im(context: Any, node: Any) -> None:
         x, *sizes = _get_inputs(context, node, expected=6)
         context.add(_fold(mb, x, node.name, *(list(size.val) for size in sizes)))
+
+
+def _blockwise(mb: Any, levels: Any, scale: Any, name: str) -> Any:
+    """Levels times scales by block, the levels stored in 4 bits where they fit."""
+    import numpy as np
+    from coremltools.converters.mil.mil import types
+
+    fits = np.abs(levels).max() <= QMAX["int4"]
+    data = levels.astype(types.np_int4_dtype if fits else np.int8)
+    return mb.constexpr_blockwise_shift_scale(data=data, scale=scale, name=name)
 
 
 def _fold(

@@ -34,6 +34,8 @@ REQUIRES = {"onnx": "onnx", "onnxscript": "onnxscript"}
 DEFAULT_OPSET = 20
 #: What torch exports at the least; older runtimes get a converted file.
 LEAST_OPSET = 18
+#: What first has 4-bit weights, and scales by block.
+BLOCKS_OPSET = 21
 #: The note on a node that names the user's modules which it belongs to, outermost first.
 MODULE_PATH = "pkg.torch.onnx.name_scopes"
 _EXTERNAL_ABOVE = 2 * 1024**3 - 64 * 1024**2
@@ -45,7 +47,7 @@ def convert(source: Graph, out: Path, target: Target) -> Artifact:
     Raises:
         EdgekitError: torch cannot express the graph in ONNX, or the result is invalid.
     """
-    opset = min(DEFAULT_OPSET, target.opset or DEFAULT_OPSET)
+    opset = _opset(source, target)
     program = _export(source, max(opset, LEAST_OPSET))
     with files.atomic(out) as room:
         _save(program, room)
@@ -54,6 +56,24 @@ def convert(source: Graph, out: Path, target: Target) -> Artifact:
         model = _check(room, source)
     nodes = Counter(node.op_type for node in model.graph.node)
     return Artifact("onnx", out, {"opset": opset, "nodes": dict(nodes.most_common())})
+
+
+def _opset(source: Graph, target: Target) -> int:
+    """The default, unless the target knows less, or the graph needs more."""
+    from edgekit.edit import Editor
+    from edgekit.quantize.place import DEQUANTIZE_GROUPS, INT4
+
+    names = source.exported.state_dict
+    grouped = next(Editor(source).calls(str(DEQUANTIZE_GROUPS)), None) is not None
+    least = BLOCKS_OPSET if grouped or any(name.endswith(INT4) for name in names) else LEAST_OPSET
+    ceiling = target.opset or DEFAULT_OPSET
+    if least == BLOCKS_OPSET and ceiling < least:
+        raise EdgekitError(
+            f"{target.title} cannot read {source.precision} weights.",
+            f"They need ONNX opset {least}; its runtime takes {ceiling} at most.",
+            "Choose --precision int8 or w8a16 with --granularity channel.",
+        )
+    return max(min(DEFAULT_OPSET, ceiling), least if least == BLOCKS_OPSET else 0)
 
 
 def _export(source: Graph, opset: int) -> ONNXProgram:
@@ -77,6 +97,7 @@ def _export(source: Graph, opset: int) -> ONNXProgram:
         ) from error
     if program is None or program.exported_program is None:
         raise EdgekitError("torch.onnx.export gave no program.")
+    _pack_int4(program)
     _restore_names(program, program.exported_program)
     _drop_traces(program)
     return program
@@ -99,6 +120,20 @@ def _restore_names(program: ONNXProgram, exported: ExportedProgram) -> None:
         values[name].name = origin if last[origin] == name else f"{origin}/{name}"
 
 
+def _pack_int4(program: ONNXProgram) -> None:
+    """Store levels that fit 4 bits in 4 bits."""
+    import onnx_ir as ir
+    from ml_dtypes import int4
+
+    from edgekit.quantize.place import INT4
+
+    for name, value in program.model.graph.initializers.items():
+        if name.endswith(INT4) and value.const_value is not None:
+            levels = value.const_value.numpy().astype(int4)
+            value.const_value = ir.tensor(levels, dtype=ir.DataType.INT4, name=name)
+            value.dtype = ir.DataType.INT4
+
+
 def _drop_traces(program: ONNXProgram) -> None:
     """Of what the exporter notes on each node, keep the path of the user's module.
 
@@ -117,14 +152,22 @@ def _quantization_table() -> dict[Any, Any]:
     import onnx_ir as ir
     import torch
     from onnxscript import opset20 as op
+    from onnxscript import opset21
     from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers the operators
 
+    from edgekit.quantize import operators  # noqa: F401 - registers ours
+    from edgekit.quantize.place import INT4
+
     zero = ir.tensor([0], dtype=ir.DataType.INT8).numpy()[0]
+    eighth = ir.tensor([0.0], dtype=ir.DataType.FLOAT8E4M3FN).numpy()[0]
 
     def number(value: float, dtype: Any) -> Any:
         # A constant of the right type: each cast would cost the exporter's optimiser time.
         typed = ir.tensor([value], dtype=ir.DataType(dtype or 1)).numpy()[0]
         return op.Constant(value=ir.tensor(typed))
+
+    def typed(scales: Any, dtype: Any) -> Any:
+        return scales if dtype in (None, 1) else op.Cast(scales, to=dtype)
 
     def quantize(x: Any, scale: float, zero_point: int, low: int, high: int, dtype: int) -> Any:
         return op.QuantizeLinear(x, number(scale, x.dtype), op.Constant(value=ir.tensor(zero)))
@@ -151,12 +194,26 @@ def _quantization_table() -> dict[Any, Any]:
         dtype: int,
         out_dtype: int = 1,
     ) -> Any:
-        wide = out_dtype in (None, 1)
-        typed = scales if wide else op.Cast(scales, to=out_dtype)
-        return op.DequantizeLinear(x, typed, zeros, axis=axis)
+        if x.name.endswith(INT4):
+            return opset21.DequantizeLinear(x, typed(scales, out_dtype), axis=axis)
+        return op.DequantizeLinear(x, typed(scales, out_dtype), zeros, axis=axis)
+
+    def dequantize_groups(x: Any, scales: Any, axis: int, out_dtype: int = 1) -> Any:
+        size = x.shape[axis] // scales.shape[axis]
+        real = typed(scales, out_dtype)
+        return opset21.DequantizeLinear(x, real, axis=axis, block_size=size)
+
+    def quantize_fp8(x: Any, scale: float) -> Any:
+        return op.QuantizeLinear(x, number(scale, x.dtype), op.Constant(value=ir.tensor(eighth)))
+
+    def dequantize_fp8(x: Any, scales: Any, axis: int, out_dtype: int = 1) -> Any:
+        return op.DequantizeLinear(x, typed(scales, out_dtype), axis=axis)
 
     library = torch.ops.quantized_decomposed
     return {
+        torch.ops.edgekit.dequantize_groups.default: dequantize_groups,
+        torch.ops.edgekit.quantize_fp8.default: quantize_fp8,
+        torch.ops.edgekit.dequantize_fp8.default: dequantize_fp8,
         library.quantize_per_tensor.default: quantize,
         library.dequantize_per_tensor.default: dequantize,
         library.dequantize_per_channel.default: dequantize_channels,

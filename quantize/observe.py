@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 BINS = 2048
 #: Weight of the newest batch in a moving average.
 MOMENTUM = 0.1
-_LARGEST = float(np.finfo(np.float32).max)
+#: Least limit of a histogram: its inverse must be a float32.
+_LEAST = 2.0**-100
 
 Array = np.ndarray[Any, Any]
 
@@ -33,6 +34,8 @@ class Statistics:
         channel_sum: sum of each channel, (C,).
         rows: values summed in each channel.
         gram: sum over rows of x x^T, (K, K), where K are the inputs of one output; or empty.
+        gram_sum: sum of the same rows, (K,).
+        gram_rows: how many they are.
     """
 
     peak: float = 0.0
@@ -43,6 +46,8 @@ class Statistics:
     channel_sum: Array = field(default_factory=lambda: np.zeros(0))
     rows: int = 0
     gram: Array = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    gram_sum: Array = field(default_factory=lambda: np.zeros(0))
+    gram_rows: int = 0
 
     @property
     def channel_mean(self) -> Array:
@@ -66,7 +71,7 @@ class Statistics:
         )
         self.peak = float(np.maximum(self.peak, peak))  # NaN stays
         self.channel_peak = peaks if first else np.maximum(self.channel_peak, peaks)
-        sums = by_channel.sum(0, dtype=torch.float64).numpy()
+        sums = by_channel.sum(0).double().numpy()
         self.channel_sum = sums if first else self.channel_sum + sums
         self.rows += len(by_channel)
         if np.isfinite(peak):
@@ -76,17 +81,30 @@ class Statistics:
         if peak == 0 and self.limit == 0:
             return
         if self.limit == 0:
-            self.limit = 2.0 ** np.ceil(np.log2(peak))
+            self.limit = max(2.0 ** np.ceil(np.log2(peak)), _LEAST)
         while self.limit < peak:
             merged = self.counts.reshape(-1, 2).sum(1)
             self.counts = np.concatenate([merged, np.zeros(BINS // 2)])
             self.limit *= 2
-        self.counts = self.counts + torch.histc(magnitudes, BINS, 0, min(self.limit, _LARGEST)).numpy()
+        # Many times as fast as torch.histc, and as exact: the factor is a power of two.
+        bins = (magnitudes * (BINS / self.limit)).int().clamp_max_(BINS - 1)
+        self.counts = self.counts + torch.bincount(bins.flatten(), minlength=BINS).numpy()
 
     def add_products(self, rows: torch.Tensor) -> None:
-        """Take in the rows (n, K) that a weight multiplies."""
-        product = (rows.T @ rows).numpy()
-        self.gram = self.gram + product if self.gram.size else product
+        """Take in some of the rows (n, K) that a weight multiplies, after ``add``.
+
+        The more have been taken, the fewer are: every second one after K / 2, every third after
+        K, so that out of N about sqrt(K N) count, spread over all samples.
+        """
+        width = rows.shape[1]
+        if not self.gram_rows:
+            self.gram = np.zeros((width, width), np.float32)
+            self.gram_sum = np.zeros(width)
+        stride = 1 + 2 * self.gram_rows // width
+        taken = rows[self.rows % stride :: stride]
+        torch.from_numpy(self.gram).addmm_(taken.T, taken)
+        self.gram_sum = self.gram_sum + taken.sum(0).double().numpy()
+        self.gram_rows += len(taken)
 
 
 def save_arrays(seen: Mapping[str, Statistics]) -> dict[str, Array]:

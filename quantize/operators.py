@@ -20,7 +20,7 @@ def dequantize_groups(
     """Levels times scales; along ``axis`` each scale holds for ``levels / scale`` positions.
 
     Args:
-        levels: int8, rank 2.
+        levels: int8.
         scale: of the same rank; its size along ``axis`` divides that of the levels.
     """
     size = levels.shape[axis] // scale.shape[axis]

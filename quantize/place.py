@@ -124,11 +124,13 @@ class _Placer:
         source: Any = call.args[0]
         if enters is not None:
             source = self._pair(source, enters, like=call)
+        # No kernel multiplies 8-bit activations by 4-bit weights: those keep 8 bits a level.
+        packed = self.rules.int4 and enters is None
         if site.operator == "linear" and self.rules.matmul:
-            self._as_matmul(call, source, weight)
+            self._as_matmul(call, source, self._weight(call, weight, packed, transpose=True))
             return
         call.update_arg(0, source)
-        call.update_arg(1, self._weight(call, weight, transpose=False))
+        call.update_arg(1, self._weight(call, weight, packed, transpose=False))
         if enters is not None and leaves is not None and self.rules.conv_output:
             self._after(call, leaves)
 
@@ -156,25 +158,27 @@ class _Placer:
         for user in users:
             user.replace_input_with(call, pair)
 
-    def _weight(self, call: Node, entry: Entry, transpose: bool) -> Node:
+    def _weight(self, call: Node, entry: Entry, packed: bool, transpose: bool) -> Node:
         """The call's weight as stored levels [out, ...] (or [in, out]) and what reads them."""
         editor, holder = self.editor, call.args[1]
         weight = editor.tensor(holder)
         if weight is None:
             raise TypeError(f"{call.name} has no constant weight")
         name = editor.tensor_name(holder)  # type: ignore[arg-type]
-        suffix = f"_{entry.dtype}" if entry.dtype != "int4" or self.rules.int4 else "_int8"
+        suffix = f"_{entry.dtype}" if entry.dtype != "int4" or packed else "_int8"
         stored = levels(weight, entry)
         scale = torch.tensor(entry.scale, dtype=torch.float32)
-        if entry.group is not None:
-            scale = scale.reshape(len(stored), -1)
+        # Core ML packs 4 bits by block only: there a channel is one block.
+        grouped = entry.group is not None or (entry.dtype == "int4" and packed and not transpose)
+        if grouped:
+            scale = scale.reshape(len(stored), -1, *[1] * (stored.dim() - 2))
             scale = scale.T if transpose else scale
         if transpose:
             stored, suffix = stored.T, f"_in_out{suffix}"
         levels_ = editor.buffer(f"{name}{suffix}", stored)
         scale_ = editor.buffer(f"{name}_scale", scale)
         axis = 1 if transpose else 0
-        if entry.group is not None:
+        if grouped:
             return editor.call(DEQUANTIZE_GROUPS, levels_, scale_, 1 - axis, like=call)
         if entry.dtype == "fp8":
             return editor.call(DEQUANTIZE_FP8, levels_, scale_, axis, like=call)
@@ -184,18 +188,13 @@ class _Placer:
             DEQUANTIZE_CHANNELS, levels_, scale_, zero, axis, -qmax, qmax, torch.int8, like=call
         )
 
-    def _as_matmul(self, call: Node, source: Node, weight: Entry) -> None:
+    def _as_matmul(self, call: Node, source: Node, weight: Node) -> None:
         """linear(x, W, b) becomes x @ W.T + b, with W.T stored [in, out] and b of rank 3 or more.
 
         ONNX Runtime makes a float Gemm of a product and a bias of rank 2 or less.
         """
         editor = self.editor
-        product = editor.call(
-            torch.ops.aten.matmul.default,
-            source,
-            self._weight(call, weight, transpose=True),
-            like=call,
-        )
+        product = editor.call(torch.ops.aten.matmul.default, source, weight, like=call)
         bias: Any = call.args[2] if len(call.args) > 2 else None
         if bias is not None:
             stored = editor.tensor(bias)

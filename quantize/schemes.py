@@ -45,7 +45,7 @@ class Scheme:
 SCHEMES = {
     "int8": Scheme("int8", "int8"),
     "w8a16": Scheme("int8", None),
-    "w4a16": Scheme("int4", None, "group64"),
+    "w4a16": Scheme("int4", None, "group32"),
     "w4a8": Scheme("int4", "int8"),
     "fp8": Scheme("fp8", "fp8"),
 }

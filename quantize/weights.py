@@ -43,11 +43,15 @@ def weight_entry(weight: torch.Tensor, operator: str, scheme: Scheme) -> Entry:
 
 def levels(weight: torch.Tensor, entry: Entry) -> torch.Tensor:
     """The nearest levels: int8 (out, in, ...), or float8 for fp8."""
+    stored = torch.float8_e4m3fn if entry.dtype == "fp8" else torch.int8
     scaled = weight.detach().double() / spread(scale_of(entry), weight)
-    qmax = QMAX[entry.dtype]
-    if entry.dtype == "fp8":
-        return scaled.clamp(-qmax, qmax).to(torch.float8_e4m3fn)
-    return scaled.round().clamp(-qmax, qmax).to(torch.int8)
+    return nearest(scaled, entry.dtype).to(stored)
+
+
+def nearest(scaled: torch.Tensor, dtype: str) -> torch.Tensor:
+    """The levels of a dtype nearest to values in units of the scale, as float64."""
+    clipped = scaled.double().clamp(-QMAX[dtype], QMAX[dtype])
+    return clipped.to(torch.float8_e4m3fn).double() if dtype == "fp8" else clipped.round()
 
 
 def rounded(weight: torch.Tensor, entry: Entry) -> torch.Tensor:
