@@ -158,7 +158,6 @@ def _quantization_table() -> dict[Any, Any]:
     from edgekit.quantize import operators  # noqa: F401 - registers ours
     from edgekit.quantize.place import INT4
 
-    zero = ir.tensor([0], dtype=ir.DataType.INT8).numpy()[0]
     eighth = ir.tensor([0.0], dtype=ir.DataType.FLOAT8E4M3FN).numpy()[0]
 
     def number(value: float, dtype: Any) -> Any:
@@ -166,11 +165,15 @@ def _quantization_table() -> dict[Any, Any]:
         typed = ir.tensor([value], dtype=ir.DataType(dtype or 1)).numpy()[0]
         return op.Constant(value=ir.tensor(typed))
 
+    def level(zero_point: int, low: int) -> Any:
+        dtype = ir.DataType.INT8 if low < 0 else ir.DataType.UINT8
+        return op.Constant(value=ir.tensor(ir.tensor([zero_point], dtype=dtype).numpy()[0]))
+
     def typed(scales: Any, dtype: Any) -> Any:
         return scales if dtype in (None, 1) else op.Cast(scales, to=dtype)
 
     def quantize(x: Any, scale: float, zero_point: int, low: int, high: int, dtype: int) -> Any:
-        return op.QuantizeLinear(x, number(scale, x.dtype), op.Constant(value=ir.tensor(zero)))
+        return op.QuantizeLinear(x, number(scale, x.dtype), level(zero_point, low))
 
     def dequantize(
         x: Any,
@@ -182,7 +185,7 @@ def _quantization_table() -> dict[Any, Any]:
         out_dtype: int = 1,
     ) -> Any:
         scale_ = number(scale, out_dtype)
-        return op.DequantizeLinear(x, scale_, op.Constant(value=ir.tensor(zero)))
+        return op.DequantizeLinear(x, scale_, level(zero_point, low))
 
     def dequantize_channels(
         x: Any,

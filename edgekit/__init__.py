@@ -3,6 +3,7 @@
 Public names, loaded when first used:
 
 - ``build(recipe, out)``: the whole way to a bundle; ``Recipe`` says what, ``Bundle`` is what.
+- ``evaluate``: a bundle's source and artifacts on the same samples by the same metrics.
 - ``convert``, ``verify``, ``bench``, ``inspect``, ``doctor``: single steps.
 - ``targets``: the devices that edgekit knows (``targets.names()``, ``targets.load(name)``).
 - ``Model`` and ``Input``: what a factory of your own may return.
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from edgekit.bundle import Bundle
     from edgekit.doctor import doctor
     from edgekit.errors import CheckFailed, EdgekitError
+    from edgekit.evaluation import evaluate
     from edgekit.flow import build
     from edgekit.model import Input, Model
     from edgekit.recipe import Recipe
@@ -35,6 +37,7 @@ _HOMES = {
     "build": "flow",
     "convert": "single",
     "doctor": "doctor",
+    "evaluate": "evaluation",
     "inspect": "single",
     "targets": "",
     "verify": "single",
@@ -51,6 +54,7 @@ __all__ = [
     "build",
     "convert",
     "doctor",
+    "evaluate",
     "inspect",
     "targets",
     "verify",

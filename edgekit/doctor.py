@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from edgekit import packages, targets
 from edgekit.errors import EdgekitError
 from edgekit.find import find, names
+from edgekit.targets.runtimes import runtime_for
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Checkup:
 
 def doctor() -> Checkup:
     """Look at this machine."""
-    wanted: dict[str, str] = {"torch": "torch", "onnxruntime": "onnxruntime"}
-    for room in ("families", "converters"):
+    wanted: dict[str, str] = {"torch": "torch"}
+    for room in ("families", "converters", "runtimes"):
         for name in names(room):
             wanted |= find(room, name).REQUIRES
     absent = tuple(packages.missing(wanted))
@@ -57,7 +58,7 @@ def _ability(target: targets.Target) -> Ability:
         build = ""
     except EdgekitError as error:
         build = error.fix
-    runtime = find("converters", target.formats[-1]).RUNTIME
+    runtime = runtime_for(target.runtime, target.formats[-1])
     if runtime is None:
         verify = "its ONNX here, the engine on the device"
         return Ability(target.name, build, verify, "on the device")

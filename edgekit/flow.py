@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,11 +16,12 @@ from edgekit import files, latency, packages
 from edgekit.bundle import Bundle, Draft, Manifest, Row
 from edgekit.errors import EdgekitError
 from edgekit.find import find
-from edgekit.latency import Settings, time_artifact, time_source
+from edgekit.latency import Settings, paired, thread_counts, time_artifact, time_source
 from edgekit.progress import say, stage
 from edgekit.quantize.schemes import SCHEMES
 from edgekit.recipe import Recipe
 from edgekit.targets import Target
+from edgekit.targets.runtimes import runtime_for
 from edgekit.work import Work
 
 if TYPE_CHECKING:
@@ -224,9 +226,9 @@ class _Build:
 
     def _checked(self, target: Target, name: str, artifact: Path) -> dict[str, Any]:
         """The fields of a row that say whether the artifact equals its source."""
-        runtime = find("converters", name).RUNTIME
+        runtime = runtime_for(target.runtime, name)
         absent = "on the device" if runtime is None else find("runtimes", runtime).unavailable()
-        if absent:
+        if runtime is None or absent:
             return {"status": f"built, not run: {absent}", "ok": True}
         inputs = {**self.judging, "artifact": files.sha256(artifact), "runtime": runtime}
 
@@ -243,7 +245,7 @@ class _Build:
 
     def _timed(self, target: Target, name: str, artifact: Path) -> list[dict[str, Any]]:
         """One entry a number of threads; an entry that only says why nothing was measured."""
-        runtime = find("converters", name).RUNTIME
+        runtime = runtime_for(target.runtime, name)
         if runtime is None:
             return [{"runtime": target.runtime, "status": "not run: on the device"}]
         absent = find("runtimes", runtime).untimed()
@@ -256,7 +258,30 @@ class _Build:
 
         inputs = {"artifact": files.sha256(artifact), **self._measured()}
         entries = self._step(f"{target.name}/{name}/bench", inputs, run)["entries"]
-        return list(entries)
+        compared = self._to_float(target, name, artifact, runtime) if self.recipe.scheme else {}
+        return [{**entry, **_compared(entry, compared)} for entry in entries]
+
+    def _to_float(
+        self, target: Target, name: str, artifact: Path, runtime: str
+    ) -> dict[str, dict[str, Any]]:
+        """How long a quantized artifact takes against its float counterpart, by threads."""
+
+        def run(_: Path) -> dict[str, Any]:
+            with tempfile.TemporaryDirectory() as folder:
+                counterpart = self.work.artifact(target, name, Path(folder), None)
+                with stage(f"{target.name}: comparing with {target.float_dtype}"):
+                    return {
+                        str(threads): {
+                            **paired(
+                                artifact, counterpart, runtime, self._settings(), threads
+                            ).as_dict(),
+                            "float": target.float_dtype,
+                        }
+                        for threads in thread_counts()
+                    }
+
+        inputs = {**self.source, "artifact": files.sha256(artifact), **self._measured()}
+        return self._step(f"{target.name}/{name}/to_float", inputs, run)
 
     def _baseline(self) -> list[dict[str, Any]]:
         """The source in PyTorch on this machine, eagerly and compiled."""
@@ -277,6 +302,14 @@ class _Build:
         settings = {name: shown[name] for name in ("warmup", "iterations", "seconds")}
         machine = latency.environment()
         return {**settings, **{name: machine[name] for name in ("cpu", "cores", "versions")}}
+
+
+def _compared(entry: dict[str, Any], compared: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What a measurement gains by a comparison on as many threads."""
+    found = compared.get(str(entry.get("threads")))
+    if found is None:
+        return {}
+    return {"to_float": {name: found[name] for name in ("ratio", "low", "high", "float")}}
 
 
 def _failed(target: Target, name: str, error: EdgekitError) -> Row:

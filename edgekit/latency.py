@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from edgekit.targets.runtimes import Arrays
 
 SCHEMA_VERSION = 1
+#: Packages whose version a figure depends on.
+_VERSIONED = "torch onnx onnxruntime openvino coremltools tensorrt-rtx numpy".split()
+#: Rounds of a comparison, and calls of each side in a round, at most; the first call of a block
+#: is not timed, since the other side's threads may still be spinning.
+ROUNDS, CALLS = 15, 4
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,78 @@ def time_artifact(artifact: Path, runtime: str, settings: Settings) -> list[dict
     return entries
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """How long one artifact takes against another, from rounds in which they took turns.
+
+    Attributes:
+        ratio: median over rounds; under 1 the first is faster.
+        low, high: its 95% interval, by order statistics; of few rounds, the least and largest.
+        first_ms, second_ms: median milliseconds a call.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    first_ms: float
+    second_ms: float
+    rounds: int
+    threads: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def paired(first: Path, second: Path, runtime: str, settings: Settings, threads: int) -> Ratio:
+    """Time two artifacts in turns, so that what else the machine does hits both alike.
+
+    It ends after ``settings.iterations`` calls of each or ``settings.seconds``, but not before
+    three rounds.
+    """
+    opened = find("runtimes", runtime).open
+    rounds = max(3, min(ROUNDS, settings.iterations // CALLS))
+    blocks: list[tuple[float, float]] = []
+    with opened(first, threads) as one, opened(second, threads) as two:
+        for session in (one, two):
+            for _ in range(min(settings.warmup, CALLS)):
+                session.infer(settings.inputs)
+        end = time.perf_counter() + settings.seconds
+        while len(blocks) < rounds and (len(blocks) < 3 or time.perf_counter() < end):
+            order = (one, two) if len(blocks) % 2 == 0 else (two, one)
+            taken = {id(session): _block(session.infer, settings.inputs) for session in order}
+            blocks.append((taken[id(one)], taken[id(two)]))
+    ms = np.array(blocks) * 1e3
+    low, middle, high = median_interval(ms[:, 0] / ms[:, 1])
+    first_ms, second_ms = (float(value) for value in np.median(ms, axis=0))
+    return Ratio(middle, low, high, first_ms, second_ms, len(blocks), threads)
+
+
+def _block(infer: Callable[[Arrays], object], inputs: Arrays) -> float:
+    """The median of a few calls, in seconds, after one that is not timed."""
+    times = []
+    for _ in range(CALLS):
+        start = time.perf_counter()
+        infer(inputs)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
+
+
+def median_interval(values: np.ndarray[Any, Any]) -> tuple[float, float, float]:
+    """The least, middle and largest value that the median may be, at 95%.
+
+    >>> median_interval(np.arange(15.0))
+    (3.0, 7.0, 11.0)
+    """
+    ordered = np.sort(values)
+    count = len(ordered)
+    # Beyond either end lie ``skipped`` values; the median lies there with a chance of ``tail``.
+    skipped, tail = 0, 0.5**count
+    while (wider := tail + math.comb(count, skipped + 1) * 0.5**count) <= 0.025:
+        skipped, tail = skipped + 1, wider
+    return float(ordered[skipped]), float(np.median(ordered)), float(ordered[-1 - skipped])
+
+
 def time_source(model: Model, settings: Settings) -> list[dict[str, Any]]:
     """The source in PyTorch: eager on one and all cores, compiled on all.
 
@@ -175,7 +253,7 @@ def environment() -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {}
-    for name in ("torch", "onnx", "onnxruntime", "coremltools", "tensorrt-rtx", "numpy"):
+    for name in _VERSIONED:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekit.errors import EdgekitError
+from edgekit.families import is_onnx
 from edgekit.find import unknown
 from edgekit.quantize.schemes import SCHEMES, Effort, Granularity, Scheme, scheme_for
 from edgekit.targets import Precision, Target, load
@@ -20,7 +21,8 @@ class Recipe(BaseModel):
     """What ``edgekit build`` makes.
 
     Attributes:
-        model: ``timm/NAME``, ``transformers/FOLDER_OR_ID`` or ``package.module:factory``.
+        model: ``timm/NAME``, ``transformers/FOLDER_OR_ID``, ``FILE.onnx`` or
+            ``package.module:factory``.
         targets: names of target devices; each gets a folder in the bundle. None is needed to
             inspect a model.
         precision: of the artifacts.
@@ -114,7 +116,9 @@ class Recipe(BaseModel):
             if isinstance(fields.get(name), str):
                 fields[name] = path.parent / fields[name]
         family, _, rest = str(fields.get("model", "")).partition("/")
-        if rest and (path.parent / rest).is_dir():
+        if is_onnx(str(fields.get("model", ""))):
+            fields["model"] = str(path.parent / fields["model"])
+        elif rest and (path.parent / rest).is_dir():
             fields["model"] = f"{family}/{path.parent / rest}"
         return cls.check({**fields, **overrides}, str(path))
 

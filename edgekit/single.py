@@ -7,15 +7,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.bundle import MANIFEST, Bundle
+from edgekit.bundle import MANIFEST, Bundle, Row
 from edgekit.drift import TOLERANCES, Drift, compare
 from edgekit.errors import EdgekitError
 from edgekit.find import find, names
 from edgekit.recipe import Recipe
+from edgekit.targets.runtimes import runtime_for
 
 if TYPE_CHECKING:
     from edgekit.latency import Settings
     from edgekit.targets.runtimes import Arrays
+    from edgekit.work import Work
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ def format_of(path: Path, making: bool = False) -> str:
             f"Use one of {', '.join(sorted(known))}.",
         )
     return known[path.suffix]
+
+
+def runtime_of(bundle: Bundle, row: Row) -> str | None:
+    """What runs a row's artifact; None if only the device can."""
+    return runtime_for(bundle.manifest.targets[row.target]["runtime"], row.format)
 
 
 def inspect(recipe: Recipe) -> Summary:
@@ -103,11 +110,14 @@ class Checked:
     drift: Drift | None
 
 
-def convert(recipe: Recipe, out: Path) -> Checked:
+def convert(recipe: Recipe, out: Path, work: Work | None = None) -> Checked:
     """One artifact for the recipe's one target, in the format that ``out``'s suffix names.
 
     It takes its name only when it has been found equal to the source, or when nothing on
     this machine can run it, which the status says.
+
+    Args:
+        work: the recipe's, where there is one already.
 
     Raises:
         EdgekitError: bad input.
@@ -123,7 +133,7 @@ def convert(recipe: Recipe, out: Path) -> Checked:
         fits = ", ".join(find("converters", name).NAME for name in target.formats)
         raise EdgekitError(f"{target.name} does not run {out.suffix} files.", f"It takes {fits}.")
     packages.require("converters", [format])
-    _, status, drift = Work(recipe).single(target, format, out)
+    _, status, drift = (work or Work(recipe)).single(target, format, out)
     return Checked(str(out), status, True, drift)
 
 
@@ -161,7 +171,7 @@ def _verify_bundle(bundle: Bundle) -> list[Checked]:
             checks.append(Checked(f"{row.target} {row.format}", row.status, False, None))
         if row.path is None or row.path in damaged:
             continue
-        runtime = find("converters", row.format).RUNTIME
+        runtime = runtime_of(bundle, row)
         precision = bundle.manifest.recipe["precision"]
         path = bundle.path / row.path
         checks.append(_verify_one(path, row.path, runtime, reference, precision))
@@ -248,7 +258,7 @@ def bench(path: Path, reference: Path | None, settings: Settings) -> dict[str, A
     if (path / MANIFEST).exists():
         bundle = Bundle.open(path)
         artifacts = [
-            (row.path, find("converters", row.format).RUNTIME)
+            (row.path, runtime_of(bundle, row))
             for row in bundle.manifest.rows
             if row.path is not None
         ]

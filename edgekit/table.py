@@ -104,4 +104,11 @@ def _brief(entry: dict[str, Any]) -> str:
     threads = entry.get("threads")
     if threads is None:
         return f"{found['p50']:.2f} ms ({entry['runtime']})"
-    return f"{found['p50']:.2f} ms ({threads} thread{'s' if threads > 1 else ''})"
+    text = f"{found['p50']:.2f} ms ({threads} thread{'s' if threads > 1 else ''})"
+    return f"{text}, {against_float(entry['to_float'])}" if "to_float" in entry else text
+
+
+def against_float(compared: dict[str, Any]) -> str:
+    """How a quantized artifact compares with its float counterpart; slower is said in words."""
+    text = f"{compared['ratio']:.2f} of {compared['float']}"
+    return f"{text}: slower than {compared['float']}" if compared["ratio"] > 1 else text

@@ -13,6 +13,7 @@ from edgekit import data, families, files
 from edgekit.converters import Artifact
 from edgekit.drift import TOLERANCES, Drift, compare, first_divergence
 from edgekit.errors import CheckFailed, EdgekitError
+from edgekit.families import onnx
 from edgekit.families.factory import code_file
 from edgekit.find import find
 from edgekit.model import Graph, Input, Model, run_module
@@ -20,6 +21,7 @@ from edgekit.progress import say, stage, track
 from edgekit.recipe import Recipe
 from edgekit.targets import Target
 from edgekit.targets.rules import rules_for
+from edgekit.targets.runtimes import runtime_for
 
 if TYPE_CHECKING:
     from edgekit.data import Dataset
@@ -28,7 +30,15 @@ if TYPE_CHECKING:
     from edgekit.targets.runtimes import Arrays
 
 #: Rewrites that hold for every runtime; they come before calibration.
-COMMON_REWRITES = ("batch_norm", "constants", "composites", "resize", "windows", "scale_first")
+COMMON_REWRITES = (
+    "batch_norm",
+    "constants",
+    "composites",
+    "resize",
+    "windows",
+    "scale_first",
+    "select_first",
+)
 #: Without evaluation data, this share of the calibration data is kept for judging.
 HELD_OUT = 0.25
 #: Samples in one call when a dynamic batch is judged, after the first call with one.
@@ -110,7 +120,7 @@ class Work:
                 f"It has {len(judge)} samples; one call takes {size}.",
                 "Give more data, or a smaller --batch.",
             )
-        return list(_stacked(judge, size, DYNAMIC_BATCH if dynamic else size))
+        return list(stacked(judge, size, DYNAMIC_BATCH if dynamic else size))
 
     @cached_property
     def expected(self) -> list[Arrays]:
@@ -120,11 +130,13 @@ class Work:
         runs = track(self.batches, f"Running the source on {judge.origin}")
         return [run_module(model.module, batch, model.outputs) for batch in runs]
 
-    def quantize(self, store: Store | None = None) -> Quantized:
+    def quantize(self, store: Store | None = None, rounding: bool = True) -> Quantized:
         """Calibrate, or take the table that the recipe names.
 
         Args:
             store: where calibration keeps what it saw, to go on after it was killed.
+            rounding: False leaves out the methods that round weights: what is then applied to
+                the float graph leaves its function as it is.
         """
         from edgekit.edit import Editor
         from edgekit.quantize.effort import plan_for
@@ -141,6 +153,8 @@ class Work:
             made = Quantized.load(recipe.scales)
             return dataclasses.replace(made, table=made.table.without(excluded))
         plan = plan_for(recipe.scheme, recipe.effort, recipe.method)
+        if not rounding:
+            plan = dataclasses.replace(plan, round=())
         size = recipe.batch_size or (1 if recipe.batch == "dynamic" else recipe.batch)
         graph = self.graph
         if recipe.batch not in ("dynamic", size):
@@ -154,9 +168,10 @@ class Work:
 
         rules, precision = rules_for(target), self.recipe.precision
         graph = self.graph if quantized is None else quantized.applied(self.graph)
-        graph = _rewritten(graph, rules.rewrites)
         if quantized is not None:
+            graph = _rewritten(graph, rules.quantized_rewrites)
             graph = place(graph, quantized.table, rules, precision)
+        graph = _rewritten(graph, rules.rewrites)
         if precision != "fp32" and (precision == "fp16" or target.float_dtype == "fp16"):
             if rules.explicit_casts:
                 return rewrite_fp16(graph, precision)
@@ -193,11 +208,15 @@ class Work:
         """Share of correct labels by the first output, or None where that has no meaning."""
         import numpy as np
 
+        from edgekit.metrics import top1
+        from edgekit.metrics.classes import scores_of
+
         labels = self.datasets[1].labels
-        scores = np.concatenate([next(iter(call.values())) for call in outputs])
-        if labels is None or scores.ndim != 2 or max(labels) >= scores.shape[1]:
+        joined = {name: np.concatenate([call[name] for call in outputs]) for name in outputs[0]}
+        scores = scores_of(joined)
+        if labels is None or scores is None or max(labels) >= scores.shape[1]:
             return None
-        return float((scores.argmax(1) == np.array(labels[: len(scores)])).mean())
+        return top1.score(joined, np.array(labels[: len(scores)]), None)
 
     def single(self, target: Target, format: str, out: Path) -> tuple[Artifact, str, Drift | None]:
         """One artifact at ``out``, with what it is made from, checked before it is named so.
@@ -216,14 +235,25 @@ class Work:
             for name in _chain(format):
                 path = room if name == format else Path(scratch) / find("converters", name).NAME
                 artifact = self.convert(source, name, path, target)
-                status, drift = self._judged(path, name)
+                status, drift = self._judged(path, target, name)
                 source = path
         return dataclasses.replace(artifact, path=out), status, drift
 
-    def _judged(self, artifact: Path, format: str) -> tuple[str, Drift | None]:
-        runtime = find("converters", format).RUNTIME
+    def artifact(
+        self, target: Target, format: str, folder: Path, quantized: Quantized | None
+    ) -> Path:
+        """The artifact of a format, made in ``folder`` and not judged; None leaves all in float."""
+        source: Graph | Path = self.lower(target, quantized)
+        for name in _chain(format):
+            path: Path = folder / find("converters", name).NAME
+            self.convert(source, name, path, target)
+            source = path
+        return path
+
+    def _judged(self, artifact: Path, target: Target, format: str) -> tuple[str, Drift | None]:
+        runtime = runtime_for(target.runtime, format)
         absent = "on the device" if runtime is None else find("runtimes", runtime).unavailable()
-        if absent:
+        if runtime is None or absent:
             return f"built, not run: {absent}", None
         drift, _, failure = self.judge(artifact, runtime)
         if failure:
@@ -235,7 +265,9 @@ class Work:
         recipe = self.recipe
         family, _, rest = recipe.model.partition("/")
         found: dict[str, Any] = {"model": recipe.model}
-        if ":" in recipe.model and not rest:
+        if families.is_onnx(recipe.model):
+            found["model"] = ["onnx", *onnx.fingerprint(Path(recipe.model).expanduser())]
+        elif ":" in recipe.model and not rest:
             code = code_file(recipe.model)
             found["code"] = files.sha256(code) if code else None
         elif Path(rest).is_dir():
@@ -337,7 +369,7 @@ def _rewritten(graph: Graph, names: Iterable[str]) -> Graph:
     return graph
 
 
-def _stacked(dataset: Dataset, size: int, next_size: int) -> Iterator[Arrays]:
+def stacked(dataset: Dataset, size: int, next_size: int) -> Iterator[Arrays]:
     """A batch of ``size``, then batches of ``next_size``; a smaller remainder is left out."""
     import numpy as np
 

@@ -1,9 +1,13 @@
-"""Train the small vision transformer that the demo ships, on scikit-learn's digits.
+"""Train a small model on scikit-learn's digits: by default the transformer that the demo ships.
 
     python examples/train_digits.py
+    python examples/train_digits.py --model crossvit --seed 1 --output crossvit_1
+    python examples/train_digits.py --model mamba --seed 1 --output mamba_1
 
-Writes examples/digits_vit/ in timm's folder format: config.json and model.safetensors. The
-model sees the training split of examples/digits.py only.
+The first writes examples/digits_vit/. ``vit`` and ``crossvit`` are written in timm's folder
+format, config.json and model.safetensors, and named ``timm/FOLDER``; ``mamba`` is
+``examples.mamba:digits_mamba`` with ``--checkpoint FOLDER/model.safetensors``. A model
+sees the training split of examples/digits.py only.
 """
 
 from __future__ import annotations
@@ -14,11 +18,13 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from digits import load_images, splits
+from mamba import MEAN, STD, digits_mamba
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,33 +32,52 @@ from torch import Tensor, nn
 from edgekit.families import torchvision
 
 HERE = Path(__file__).parent
-ARCHITECTURE = "vit_tiny_patch16_224"
-ARGUMENTS = {
-    "img_size": 32,
-    "patch_size": 4,
-    "in_chans": 1,
-    "num_classes": 10,
-    "embed_dim": 96,
-    "depth": 4,
-    "num_heads": 3,
+#: Models that timm has: an architecture, and what makes it small.
+TIMM = {
+    "vit": (
+        "vit_tiny_patch16_224",
+        {
+            "img_size": 32,
+            "patch_size": 4,
+            "in_chans": 1,
+            "num_classes": 10,
+            "embed_dim": 96,
+            "depth": 4,
+            "num_heads": 3,
+        },
+    ),
+    "crossvit": (
+        "crossvit_tiny_240",
+        {
+            "img_size": 32,
+            "img_scale": [1.0, 0.75],
+            "patch_size": [4, 6],
+            "in_chans": 1,
+            "num_classes": 10,
+            "embed_dim": [48, 96],
+            "depth": [[1, 2, 0], [1, 2, 0]],
+            "num_heads": [3, 3],
+            "mlp_ratio": [4, 4, 1],
+        },
+    ),
 }
-MEAN, STD = 0.3, 0.35
+EPOCHS = {"vit": 100, "crossvit": 40, "mamba": 40}
 
 
-def main(epochs: int, seed: int) -> None:
-    """Train, report accuracy on the evaluation split, and write the folders."""
+def main(name: str, output: Path, epochs: int, seed: int) -> None:
+    """Train, report accuracy on the evaluation split, and write the folder."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     images, labels = load_images()
     training, _, evaluation = splits(labels)
-    model = make_model()
+    model = make_model(name)
     x, y = prepared(images), torch.from_numpy(labels)
     start = time.perf_counter()
     train(model, x[training], y[training], epochs)
     model.eval()
     with torch.inference_mode():
         right = (model(x[evaluation]).argmax(1) == y[evaluation]).sum().item()
-    save(model, HERE / "digits_vit")
+    save(name, model, output)
     sys.stdout.write(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{len(training)} training images, {time.perf_counter() - start:.0f} s\n"
@@ -60,12 +85,15 @@ def main(epochs: int, seed: int) -> None:
     )
 
 
-def make_model() -> nn.Module:
+def make_model(name: str) -> nn.Module:
     """The untrained model."""
+    if name == "mamba":
+        return digits_mamba().module
     torchvision.repair()
     import timm
 
-    model: nn.Module = timm.create_model(ARCHITECTURE, **ARGUMENTS)
+    architecture, arguments = TIMM[name]
+    model: nn.Module = timm.create_model(architecture, **arguments)
     return model
 
 
@@ -112,30 +140,41 @@ def warped(x: Tensor) -> Tensor:
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-def save(model: nn.Module, folder: Path) -> None:
-    """In timm's own folder format, with the preprocessing that the model needs."""
+def save(name: str, model: nn.Module, folder: Path) -> None:
+    """The weights; of timm's models also the configuration, with the preprocessing."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors")
-    config = {
-        "architecture": ARCHITECTURE,
-        "num_classes": ARGUMENTS["num_classes"],
-        "model_args": ARGUMENTS,
+    if name in TIMM:
+        text = json.dumps(timm_config(name), indent=2) + "\n"
+        (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def timm_config(name: str) -> dict[str, Any]:
+    """What timm's own folder format says of a model."""
+    architecture, arguments = TIMM[name]
+    return {
+        "architecture": architecture,
+        "num_classes": arguments["num_classes"],
+        "model_args": arguments,
         "pretrained_cfg": {
             "input_size": [1, 32, 32],
             "mean": [MEAN],
             "std": [STD],
             "interpolation": "bicubic",
             "crop_pct": 1.0,
-            "num_classes": ARGUMENTS["num_classes"],
+            "num_classes": arguments["num_classes"],
         },
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=100)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=EPOCHS, default="vit")
+    parser.add_argument("--output", type=Path, help="folder; examples/digits_MODEL if not given")
+    parser.add_argument("--epochs", type=int, help=f"if not given: {EPOCHS}")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    main(arguments.epochs, arguments.seed)
+    given = parser.parse_args()
+    name = given.model
+    folder = given.output or HERE / f"digits_{name}"
+    main(name, folder, EPOCHS[name] if given.epochs is None else given.epochs, given.seed)

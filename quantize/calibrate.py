@@ -15,7 +15,13 @@ from edgekit import files
 from edgekit.edit import Editor
 from edgekit.errors import EdgekitError
 from edgekit.progress import say, track
-from edgekit.quantize.observe import Statistics, load_arrays, rows_of, save_arrays
+from edgekit.quantize.observe import (
+    Statistics,
+    load_arrays,
+    probabilities,
+    rows_of,
+    save_arrays,
+)
 from edgekit.quantize.schemes import QMAX
 from edgekit.quantize.sites import Site
 
@@ -27,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Calibration ends where, over this many samples, no range moved by more than this share.
 WINDOW, SETTLED = 32, 0.01
+#: In place of an axis: the tensor is computed within the node.
+PROBABILITIES = 0
 #: Seconds between two saves of what was seen.
 SAVE_EVERY = 20.0
 
@@ -44,7 +52,7 @@ class Seen:
     """What a pass saw.
 
     Attributes:
-        by_site: of every input and output site, by its name; sites of one tensor share it.
+        by_site: of every input site, by its name; sites of one tensor share it.
         samples: how many were seen.
     """
 
@@ -132,26 +140,31 @@ class _Watcher(torch.fx.Interpreter):
         for axis in (-1, 1):
             if (n.name, axis) in self._sites:
                 self._add(n.name, axis, value)
+        if (n.name, PROBABILITIES) in self._sites:
+            arguments, options = self.fetch_args_kwargs_from_env(n)
+            self._add(n.name, PROBABILITIES, probabilities(*arguments, **options))
         return value
 
     def _key(self, site: Site) -> tuple[str, int]:
         """The node that gives a site's tensor, and the axis of its channels."""
-        if site.kind == "output":
-            return site.node, 1
-        source: Any = self._nodes[site.node].args[0]
-        return source.name, -1 if site.operator == "linear" else 1
+        if site.kind == "probabilities":
+            return site.node, PROBABILITIES
+        call = self._nodes[site.node]
+        sources = {"input": 0, "query": 0, "key": 1, "value": 2}
+        source: Any = call.args[sources[site.kind]]
+        return source.name, 1 if site.operator == "conv" else -1
 
     def _add(self, name: str, axis: int, value: torch.Tensor) -> None:
         seen, sites = self.seen[f"{name} {axis}"], self._sites[name, axis]
-        seen.add(value, axis)
+        seen.add(value, -1 if axis == PROBABILITIES else axis)
         if not np.isfinite(seen.peak):
             raise EdgekitError(
                 f"{sites[0].name} is not finite during calibration.",
                 "The model gives NaN or infinity on a calibration sample.",
                 "Check the checkpoint, and the calibration data's scale.",
             )
-        users = [self._nodes[site.node] for site in sites if site.kind == "input"]
-        rows = rows_of(users[0], value) if self._products and users else None
+        layers = [self._nodes[site.node] for site in sites if site.kind == "input"]
+        rows = rows_of(layers[0], value) if self._products and layers else None
         if rows is not None:
             seen.add_products(rows)
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from edgekit.find import find
 from edgekit.quantize.calibrate import Range
 from edgekit.quantize.methods import Prepare, Round
+from edgekit.quantize.methods.adaround import AdaRound
+from edgekit.quantize.methods.bias import BiasCorrection
+from edgekit.quantize.methods.gptq import Gptq
 from edgekit.quantize.schemes import Effort, Scheme
 
 @dataclass(frozen=True)
@@ -43,4 +46,8 @@ def plan_for(scheme: Scheme, effort: Effort, method: str | None) -> Plan:
     name = method or own
     prepare: tuple[Prepare, ...] = ()
     rounding: tuple[Round, ...] = ()
+    if effort == "best":
+        rounding = (AdaRound(), BiasCorrection())
+    elif effort == "balanced":
+        rounding = (Gptq(), BiasCorrection()) if scheme.weight == "int4" else (BiasCorrection(),)
     return Plan(scheme, name, effort, find("ranges", name).Range(), prepare, rounding)

@@ -17,6 +17,8 @@ BINS = 2048
 MOMENTUM = 0.1
 #: Least limit of a histogram: its inverse must be a float32.
 _LEAST = 2.0**-100
+#: Rows whose products are all kept, however few inputs a layer has.
+_ALL = 2048
 
 Array = np.ndarray[Any, Any]
 
@@ -91,20 +93,20 @@ class Statistics:
         self.counts = self.counts + torch.bincount(bins.flatten(), minlength=BINS).numpy()
 
     def add_products(self, rows: torch.Tensor) -> None:
-        """Take in some of the rows (n, K) that a weight multiplies, after ``add``.
+        """Take in rows (n, K) that a weight multiplies, after ``add``.
 
-        The more have been taken, the fewer are: every second one after K / 2, every third after
-        K, so that out of N about sqrt(K N) count, spread over all samples.
+        Those of every call at first; after K rows, and at least ``_ALL``, of every third, after
+        twice as many of every fifth, and so on: out of N rows about sqrt(K N) count.
         """
         width = rows.shape[1]
         if not self.gram_rows:
             self.gram = np.zeros((width, width), np.float32)
             self.gram_sum = np.zeros(width)
-        stride = 1 + 2 * self.gram_rows // width
-        taken = rows[self.rows % stride :: stride]
-        torch.from_numpy(self.gram).addmm_(taken.T, taken)
-        self.gram_sum = self.gram_sum + taken.sum(0).double().numpy()
-        self.gram_rows += len(taken)
+        stride = 1 + 2 * (self.gram_rows // max(width, _ALL))
+        if self.rows // len(rows) % stride == 0:
+            torch.from_numpy(self.gram).addmm_(rows.T, rows)
+            self.gram_sum = self.gram_sum + rows.sum(0).double().numpy()
+            self.gram_rows += len(rows)
 
 
 def save_arrays(seen: Mapping[str, Statistics]) -> dict[str, Array]:
@@ -124,6 +126,29 @@ def load_arrays(arrays: Mapping[str, Array]) -> dict[str, Statistics]:
         statistics = seen.setdefault(name, Statistics())
         setattr(statistics, item, array.item() if array.ndim == 0 else array)
     return seen
+
+
+def probabilities(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """softmax(s Q K^T + M), which torch's attention keeps to itself; arguments as there."""
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+    scores = query * (scale or query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, float("-inf"))
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return scores.softmax(-1)
 
 
 def rows_of(node: Node, value: torch.Tensor) -> torch.Tensor | None:

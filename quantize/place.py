@@ -1,6 +1,7 @@
 """Place: write quantize/dequantize pairs from a scale table into the exported graph.
 
-For a site with scale s: q(x) = clamp(round(x / s), qmin, qmax), x' = s q(x); zero point 0.
+For a site with scale s: q(x) = clamp(round(x / s), qmin, qmax), x' = s q(x). Where a runtime
+wants unsigned levels, q(x) + 128 is stored: the value is the same.
 The operators are torch's ``quantized_decomposed`` ones, and ours for what those lack. Every
 converter lowers them, so the graph that is verified in PyTorch is the graph that ships.
 """
@@ -11,15 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers the operators
 
+from edgekit.converters.rewrites.attention import is_static, scale_of, write_out
 from edgekit.edit import Editor
 from edgekit.errors import EdgekitError
 from edgekit.quantize import operators  # noqa: F401 - registers ours
-from edgekit.quantize.scales import Entry, ScaleTable
+from edgekit.quantize.scales import Entry, ScaleTable, half_exact
 from edgekit.quantize.schemes import QMAX
-from edgekit.quantize.sites import Site, find_sites
+from edgekit.quantize.sites import KINDS, Site, find_sites
 from edgekit.quantize.weights import levels
 from edgekit.targets.rules import Rules
 
@@ -47,13 +50,16 @@ def place(graph: Graph, table: ScaleTable, rules: Rules, precision: str = "int8"
         EdgekitError: the table is of another model, or lacks half of a layer.
     """
     editor = Editor(graph)
-    sites = {site.name: site for site in find_sites(editor)}
+    sites = fitting_sites(editor, table)
     calls = {node.name: node for node in editor.calls()}
-    _check(table, {name: _channels(editor, calls[site.node], site) for name, site in sites.items()})
     placer = _Placer(editor, rules)
     for name, site in sites.items():
-        if site.kind == "weight" and name in table.sites and rules.takes(site.operator):
+        if name not in table.sites or not rules.takes(site.operator):
+            continue
+        if site.kind == "weight":
             placer.layer(calls[site.node], site, table)
+        elif site.kind == "query" and is_static(calls[site.node]):
+            placer.attention(calls[site.node], site, table)
     return editor.done(precision)
 
 
@@ -65,6 +71,18 @@ def count_quantized(graph: Graph) -> int:
 def kept_float(graph: Graph) -> tuple[str, ...]:
     """The modules that a placed graph leaves in float, though they could be quantized."""
     return tuple(site.module for site in find_sites(Editor(graph)) if site.kind == "weight")
+
+
+def fitting_sites(editor: Editor, table: ScaleTable) -> dict[str, Site]:
+    """The graph's sites by name.
+
+    Raises:
+        EdgekitError: the table is of another model, or lacks half of a layer.
+    """
+    sites = {site.name: site for site in find_sites(editor)}
+    calls = {node.name: node for node in editor.calls()}
+    _check(table, {name: _channels(editor, calls[site.node], site) for name, site in sites.items()})
+    return sites
 
 
 def _quantized(editor: Editor) -> list[Node]:
@@ -97,13 +115,17 @@ def _check(table: ScaleTable, channels: Mapping[str, int]) -> None:
                 f"It has {len(entry.scale)} scales there; the model needs {channels[name]}.",
                 "Calibrate this model: build without the table.",
             )
-        half = f"{name.rpartition('.')[0]}.weight"
-        if half not in table.sites:
-            raise EdgekitError(
-                f"The scale table has {name} without {half}.",
-                "A layer is quantized only with both.",
-                "Remove both to keep the layer in float.",
-            )
+        module, _, kind = name.rpartition(".")
+        needed = [f"{module}.weight"] if kind == "input" else []
+        if kind in KINDS["attention"]:
+            needed = [f"{module}.{each}" for each in KINDS["attention"]]
+        for other in needed:
+            if other not in table.sites:
+                raise EdgekitError(
+                    f"The scale table has {name} without {other}.",
+                    "A layer is quantized only with both.",
+                    "Remove both to keep the layer in float.",
+                )
 
 
 @dataclass
@@ -114,16 +136,15 @@ class _Placer:
     rules: Rules
 
     def __post_init__(self) -> None:
-        self._pairs: dict[tuple[Node, float], Node] = {}
+        self._pairs: dict[tuple[Node, float, bool], Node] = {}
 
     def layer(self, call: Node, site: Site, table: ScaleTable) -> None:
-        """Quantize what enters a linear or convolution, its weight, and where due its output."""
+        """Quantize what enters a linear or convolution, and its weight."""
         weight = table.sites[site.name]
         enters = table.sites.get(f"{site.module}.input")
-        leaves = table.sites.get(f"{site.module}.output")
         source: Any = call.args[0]
         if enters is not None:
-            source = self._pair(source, enters, like=call)
+            source = self._pair(source, enters, site.operator in self.rules.unsigned, like=call)
         # No kernel multiplies 8-bit activations by 4-bit weights: those keep 8 bits a level.
         packed = self.rules.int4 and enters is None
         if site.operator == "linear" and self.rules.matmul:
@@ -131,32 +152,41 @@ class _Placer:
             return
         call.update_arg(0, source)
         call.update_arg(1, self._weight(call, weight, packed, transpose=False))
-        if enters is not None and leaves is not None and self.rules.conv_output:
-            self._after(call, leaves)
 
-    def _pair(self, source: Node, entry: Entry, like: Node) -> Node:
+    def attention(self, call: Node, site: Site, table: ScaleTable) -> None:
+        """Quantize the operands of both products; the softmax stays in float."""
+
+        def quantized(kind: str, operand: Node) -> Node:
+            entry = table.sites[f"{site.module}.{kind}"]
+            scale = entry.scale[0] * (scale_of(call) if kind == "query" else 1)
+            scale = float(half_exact(np.array(scale)))
+            if entry.dtype == "uint8":
+                how = (scale, 0, 0, QMAX["uint8"], torch.uint8)
+                levels_ = self.editor.call(QUANTIZE, operand, *how, like=call)
+                return self.editor.call(DEQUANTIZE, levels_, *how, like=call)
+            return self._integers(operand, scale, False, like=call)
+
+        self.editor.replace(call, write_out(self.editor, call, quantized))
+
+    def _pair(self, source: Node, entry: Entry, unsigned: bool, like: Node) -> Node:
         """Q then DQ, placed at the first consumer and shared by all of the same tensor."""
-        key = (source, entry.scale[0])
+        key = (source, entry.scale[0], unsigned)
         if key not in self._pairs:
-            self._pairs[key] = self._quantized(source, entry, like)
+            make = self._eighths if entry.dtype == "fp8" else self._integers
+            self._pairs[key] = make(source, entry.scale[0], unsigned, like)
         return self._pairs[key]
 
-    def _quantized(self, source: Node, entry: Entry, like: Node) -> Node:
-        editor, scale = self.editor, entry.scale[0]
-        if entry.dtype == "fp8":
-            factor = editor.buffer(f"{source.name}_scale", torch.tensor([scale]))
-            eighth = editor.call(QUANTIZE_FP8, source, scale, like=like)
-            return editor.call(DEQUANTIZE_FP8, eighth, factor, 0, like=like)
-        qmax = QMAX[entry.dtype]
-        how = (scale, 0, -qmax - 1, qmax, torch.int8)
-        return editor.call(DEQUANTIZE, editor.call(QUANTIZE, source, *how, like=like), *how, like=like)
+    def _integers(self, source: Node, scale: float, unsigned: bool, like: Node) -> Node:
+        qmax, zero = QMAX["int8"], 128 if unsigned else 0
+        dtype = torch.uint8 if unsigned else torch.int8
+        how = (scale, zero, zero - qmax - 1, zero + qmax, dtype)
+        levels_ = self.editor.call(QUANTIZE, source, *how, like=like)
+        return self.editor.call(DEQUANTIZE, levels_, *how, like=like)
 
-    def _after(self, call: Node, entry: Entry) -> None:
-        """A pair on a call's output, read by all that read the call."""
-        users = list(call.users)
-        pair = self._quantized(call, entry, like=call.next)
-        for user in users:
-            user.replace_input_with(call, pair)
+    def _eighths(self, source: Node, scale: float, unsigned: bool, like: Node) -> Node:
+        factor = self.editor.buffer(f"{source.name}_scale", torch.tensor([scale]))
+        levels_ = self.editor.call(QUANTIZE_FP8, source, scale, like=like)
+        return self.editor.call(DEQUANTIZE_FP8, levels_, factor, 0, like=like)
 
     def _weight(self, call: Node, entry: Entry, packed: bool, transpose: bool) -> Node:
         """The call's weight as stored levels [out, ...] (or [in, out]) and what reads them."""

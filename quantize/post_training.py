@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from edgekit.quantize.calibrate import Seen, Store, observe
 from edgekit.quantize.effort import Plan
 from edgekit.quantize.methods import divide
 from edgekit.quantize.scales import Entry, ScaleTable, half_exact
-from edgekit.quantize.schemes import QMAX
+from edgekit.quantize.schemes import QMAX, Dtype
 from edgekit.quantize.sites import Site, find_sites
 from edgekit.quantize.weights import levels, real, scale_of, weight_entry
 
@@ -44,6 +44,11 @@ class Quantized:
 
     table: ScaleTable
     tensors: dict[str, torch.Tensor]
+
+    @property
+    def factors(self) -> dict[str, torch.Tensor]:
+        """Those of the tensors that inputs are divided by."""
+        return {name: value for name, value in self.tensors.items() if name.endswith(_FACTORS)}
 
     def applied(self, graph: Graph) -> Graph:
         """The float graph with the changed tensors, and with inputs divided where that is due.
@@ -133,7 +138,7 @@ def quantize(
     for method in plan.round:
         with stage(f"Rounding weights: {type(method).__name__}"):
             rounded = method.round(rounded, table, seen)
-    return Quantized(table, _changed(graph, rounded, table) | factors)
+    return Quantized(table, changed_tensors(graph, rounded, table) | factors)
 
 
 def _prepared(
@@ -165,27 +170,39 @@ def _entries(
             if weight is not None:
                 entries[site.name] = weight_entry(weight, site.operator, scheme)
         elif scheme.activation is not None:
-            qmax = QMAX[scheme.activation]
+            dtype = _activation_dtype(scheme.activation, site)
+            qmax = QMAX[dtype]
             peak = plan.range.peak(seen.by_site[site.name], qmax)
             entries[site.name] = Entry(
                 kind=site.kind,
                 operator=site.operator,
-                dtype=scheme.activation,
+                dtype=dtype,
                 scale=(float(half_exact(np.array(peak / qmax))),),
             )
     return entries
 
 
-def _changed(before: Graph, after: Graph, table: ScaleTable) -> dict[str, torch.Tensor]:
-    """The tensors of ``before`` that differ in ``after``, weights as levels with their scales."""
+def _activation_dtype(dtype: Dtype, site: Site) -> Dtype:
+    """Probabilities are never negative: a sign would waste half of the levels."""
+    return "uint8" if dtype == "int8" and site.kind == "probabilities" else dtype
+
+
+def changed_tensors(before: Graph, after: Graph, table: ScaleTable) -> dict[str, torch.Tensor]:
+    """The tensors of ``before`` that differ in ``after``, weights as levels with their scales.
+
+    A weight that something else reads too, such as an embedding, is kept in float.
+    """
     old, new = before.exported.state_dict, after.exported.state_dict
     changed = {name: new[name] for name in old if name in new and new[name] is not old[name]}
     editor = Editor(after)
     calls = {node.name: node for node in editor.calls()}
     for site in find_sites(editor):
         entry = table.sites.get(site.name)
-        name = editor.tensor_name(calls[site.node].args[1])  # type: ignore[arg-type]
-        if site.kind == "weight" and entry is not None and name in changed:
+        if site.kind != "weight" or entry is None:
+            continue
+        holder: Any = calls[site.node].args[1]
+        name = editor.tensor_name(holder)
+        if name in changed and len(holder.users) == 1:
             changed[name] = levels(changed[name], entry)
             changed[f"{name}{_SCALE}"] = scale_of(entry).half()
     return {name: value.detach().contiguous() for name, value in changed.items()}

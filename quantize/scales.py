@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from edgekit.errors import EdgekitError
+from edgekit.quantize.schemes import Dtype
+from edgekit.quantize.sites import Kind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,9 +28,9 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["input", "weight", "output"]
+    kind: Kind
     operator: str
-    dtype: Literal["int8", "int4", "fp8"]
+    dtype: Dtype
     scale: tuple[Positive, ...] = Field(min_length=1)
     group: int | None = None
 

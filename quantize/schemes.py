@@ -7,12 +7,13 @@ from typing import Literal
 
 from edgekit.errors import EdgekitError
 
-Dtype = Literal["int8", "int4", "fp8"]
+Dtype = Literal["int8", "uint8", "int4", "fp8"]
 Effort = Literal["quick", "balanced", "best"]
 Granularity = Literal["tensor", "channel", "group32", "group64", "group128"]
 
-#: The largest level of a dtype. Weights use -QMAX..QMAX, 8-bit activations also -QMAX - 1.
-QMAX: dict[str, int] = {"int8": 127, "int4": 7, "fp8": 448}
+#: The largest level of a dtype. Weights use -QMAX..QMAX, 8-bit activations also -QMAX - 1;
+#: uint8 is for what is never negative.
+QMAX: dict[str, int] = {"int8": 127, "uint8": 255, "int4": 7, "fp8": 448}
 
 
 @dataclass(frozen=True)

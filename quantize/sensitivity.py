@@ -7,7 +7,7 @@ about half a forward pass a module and sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from math import log10, sqrt
 from typing import TYPE_CHECKING, Any
@@ -79,7 +79,7 @@ def sensitivity(
     table: ScaleTable,
     batches: Sequence[Arrays],
     labels: Sequence[int] | None = None,
-    operators: frozenset[str] = frozenset({"linear", "conv"}),
+    spared: Collection[str] = (),
 ) -> tuple[Damage, ...]:
     """The damage of each module that the table quantizes, worst first.
 
@@ -87,13 +87,13 @@ def sensitivity(
         graph: in float, with the changes that the table goes with applied.
         batches: inputs by name, one call each; 16 to 32 samples rank modules well.
         labels: one class a sample.
-        operators: those that are quantized.
+        spared: modules that are not quantized, though the table has them.
 
     Raises:
-        EdgekitError: the table has none of the graph's modules.
+        EdgekitError: the table has none of the graph's other modules.
     """
     runner = _Runner(graph)
-    probes = _probes(graph, table, runner, operators)
+    probes = _probes(graph, table, runner, spared)
     if not probes:
         raise EdgekitError(
             "There is no module to examine.",
@@ -248,7 +248,7 @@ class _Probe:
 
 
 def _probes(
-    graph: Graph, table: ScaleTable, runner: _Runner, operators: frozenset[str]
+    graph: Graph, table: ScaleTable, runner: _Runner, spared: Collection[str]
 ) -> list[_Probe]:
     """One a module with a weight in the table, in the order of the graph."""
     editor = Editor(graph)
@@ -259,7 +259,7 @@ def _probes(
         weight = editor.tensor(calls[site.node].args[1])
         if site.kind != "weight" or entry is None or weight is None:
             continue
-        if site.operator not in operators:
+        if site.module in spared:
             continue
         node = runner.nodes[site.node]
         kinds = {kind: table.sites.get(f"{site.module}.{kind}") for kind in ("input", "weight")}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from edgekit.edit import Editor
 
-Kind = Literal["input", "weight", "output"]
+Kind = Literal["input", "weight", "query", "key", "value", "probabilities"]
 
 #: operator -> what the placement rules call it
 OPERATORS = {
@@ -26,13 +26,12 @@ OPERATORS = {
     "aten.conv1d.default": "conv",
     "aten.conv2d.default": "conv",
     "aten.conv2d.padding": "conv",
+    "aten.scaled_dot_product_attention.default": "attention",
 }
-#: The sites of an operator. Only a convolution's output is ever quantized, and only where a
-#: runtime has no integer convolution with a float output.
-KINDS: dict[str, tuple[Kind, ...]] = {
-    "linear": ("input", "weight"),
-    "conv": ("input", "weight", "output"),
-}
+_LAYER: tuple[Kind, ...] = ("input", "weight")
+_ATTENTION: tuple[Kind, ...] = ("query", "key", "value", "probabilities")
+#: The sites of an operator.
+KINDS = {"linear": _LAYER, "conv": _LAYER, "attention": _ATTENTION}
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,9 @@ class Site:
 
     Attributes:
         name: the module's path and its kind.
-        kind: ``input`` and ``output`` have one scale, ``weight`` one or more a channel.
-        operator: ``linear`` or ``conv``.
-        node: the graph node that consumes it, or gives it if it is an output.
+        kind: ``weight`` has one scale or more an output channel, all others one.
+        operator: ``linear``, ``conv`` or ``attention``.
+        node: the graph node that consumes it.
     """
 
     name: str
@@ -58,7 +57,7 @@ class Site:
 
 
 def find_sites(editor: Editor, exclude: Sequence[str] = ()) -> tuple[Site, ...]:
-    """The sites of every linear and convolution with a constant weight.
+    """The sites of every linear and convolution with a constant weight, and of attention.
 
     Args:
         exclude: globs over module paths, such as ``head`` or ``blocks.0.*``.
@@ -71,7 +70,7 @@ def find_sites(editor: Editor, exclude: Sequence[str] = ()) -> tuple[Site, ...]:
         if not any(fnmatchcase(module, glob) for _, module in found):
             some = ", ".join(module for _, module in found[:8])
             raise EdgekitError(
-                f"--exclude {glob!r} matches no linear or convolution.",
+                f"--exclude {glob!r} matches no linear, convolution or attention.",
                 f"This model has {len(found)}, for example: {some}.",
             )
     return tuple(
@@ -88,7 +87,8 @@ def _modules(editor: Editor) -> Iterator[tuple[Node, str]]:
 
     seen: dict[str, int] = {}
     for node in editor.calls(*OPERATORS):
-        if editor.tensor(node.args[1]) is None:
+        layer = OPERATORS[str(node.target)] != "attention"
+        if layer and editor.tensor(node.args[1]) is None:
             continue
         path = module_path(node) or node.name
         seen[path] = seen.get(path, 0) + 1

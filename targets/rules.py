@@ -13,18 +13,20 @@ class Rules:
 
     Attributes:
         rewrites: files of ``converters/rewrites`` that are applied, in order.
-        operators: those that are quantized: ``linear``, ``conv``.
+        quantized_rewrites: those that are applied too where the graph is quantized.
+        operators: those that are quantized: ``linear``, ``conv``, ``attention``.
         matmul: whether a quantized linear becomes ``x @ W[in, out] + bias[1, 1, out]``.
-        conv_output: whether a quantized convolution's output is quantized too.
+        unsigned: the operators whose 8-bit inputs are stored as level + 128, of the same value.
         int4: whether 4-bit weights are stored in 4 bits; else in 8, with the same values.
         explicit_casts: whether fp16 is written into the graph as casts.
         why: what the rules rest on.
     """
 
     rewrites: tuple[str, ...]
+    quantized_rewrites: tuple[str, ...]
     operators: frozenset[str]
     matmul: bool
-    conv_output: bool
+    unsigned: frozenset[str]
     int4: bool
     explicit_casts: bool
     why: str
@@ -36,9 +38,10 @@ class Rules:
 
 _TENSORRT = Rules(
     rewrites=("attention",),
+    quantized_rewrites=(),
     operators=frozenset({"linear", "conv"}),
     matmul=True,
-    conv_output=False,
+    unsigned=frozenset(),
     int4=True,
     explicit_casts=True,
     why="TensorRT fuses Q/DQ around linears and convolutions; attention stays whole in fp16.",
@@ -47,23 +50,41 @@ _TENSORRT = Rules(
 RULES = {
     "onnxruntime": Rules(
         rewrites=("attention",),
+        quantized_rewrites=("conv_as_linear",),
         operators=frozenset({"linear"}),
         matmul=True,
-        conv_output=False,
-        int4=False,
+        unsigned=frozenset({"linear"}),
+        int4=True,
         explicit_casts=True,
         why=(
             "ONNX Runtime turns MatMul + Add of a low-rank bias into a float Gemm, which has no "
-            "INT8 kernel; its INT8 convolution needs a quantized output and an integer bias."
+            "INT8 kernel. It runs signed activations by making them unsigned, and only where one "
+            "quantization feeds one product. Its INT8 convolution is slower than float, but for "
+            "those that are products."
+        ),
+    ),
+    "openvino": Rules(
+        rewrites=("attention",),
+        quantized_rewrites=(),
+        operators=frozenset({"linear", "conv", "attention"}),
+        matmul=True,
+        unsigned=frozenset({"conv"}),
+        int4=True,
+        explicit_casts=True,
+        why=(
+            "OpenVINO fuses the quantization of a linear's input into the LayerNorm or GELU before "
+            "it, and has integer products of attention. Version 2026.4 gives wrong numbers where a convolution reads a quantized "
+            "concatenation of signed levels."
         ),
     ),
     "tensorrt": _TENSORRT,
     "tensorrt_rtx": _TENSORRT,
     "coreml": Rules(
         rewrites=("rank5",),
+        quantized_rewrites=(),
         operators=frozenset({"linear", "conv"}),
         matmul=False,
-        conv_output=False,
+        unsigned=frozenset(),
         int4=True,
         explicit_casts=False,
         why=(

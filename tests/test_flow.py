@@ -126,14 +126,15 @@ def test_asked_again_it_returns_at_once_without_torch(copied, tmp_path, digits_r
 
 
 ARTIFACT = {"cpu/onnx", "cpu/onnx/verify", "cpu/onnx/bench"}
+QUANTIZED = {*ARTIFACT, "cpu/onnx/to_float"}
 
 
 @pytest.mark.parametrize(
     ("change", "redone"),
     [
-        ({"iterations": 11}, {"cpu/onnx/bench", "baseline"}),
-        ({"exclude": ("head",)}, {"calibrate", *ARTIFACT}),
-        ({"seed": 1}, {"reference", "calibrate", *ARTIFACT}),
+        ({"iterations": 11}, {"cpu/onnx/bench", "cpu/onnx/to_float", "baseline"}),
+        ({"exclude": ("head",)}, {"calibrate", *QUANTIZED}),
+        ({"seed": 1}, {"reference", "calibrate", *QUANTIZED}),
         ({"precision": "fp32"}, {"reference", *ARTIFACT}),
     ],
     ids=str,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from edgekit import latency
+from edgekit import latency, table
+from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError
 from edgekit.latency import Settings, measure, time_source
 from edgekit.model import Input, Model
@@ -105,3 +108,47 @@ def test_peak_memory_sees_a_large_array():
     if found.added_mb is None:
         pytest.skip("this system does not tell its peak")
     assert 60 < found.added_mb < 90
+
+
+class Session:
+    """A runtime's session whose call takes so many seconds of a clock that we turn."""
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds = clock, seconds
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def infer(self, inputs):
+        self.clock.now += next(self.seconds)
+
+
+def test_two_artifacts_take_turns(clock, monkeypatch):
+    turning = clock(0.0)
+    paces = {"quick": itertools.repeat(0.002), "slow": itertools.cycle([0.001, *[0.004] * 3])}
+    opened = SimpleNamespace(open=lambda path, threads: Session(turning, paces[path]))
+    monkeypatch.setattr(latency, "find", lambda room, name: opened)
+    found = latency.paired("quick", "slow", "any", Settings({}, 0, 100, 1e9), threads=1)
+    assert (found.ratio, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert (found.first_ms, found.second_ms) == pytest.approx((2, 4))
+    assert found.rounds == latency.ROUNDS
+    short = latency.paired("quick", "slow", "any", Settings({}, 0, 10, 1e-9), threads=1)
+    assert short.rounds == 3
+
+
+def test_a_slower_artifact_is_called_slower():
+    text = table.against_float({"ratio": 1.12, "float": "fp32"})
+    assert text == "1.12 of fp32: slower than fp32"
+    assert table.against_float({"ratio": 0.62, "float": "fp16"}) == "0.62 of fp16"
+
+
+def test_a_build_tells_how_int8_compares_with_float(cpu_bundle):
+    (row,) = Bundle.open(cpu_bundle).manifest.rows
+    for entry in row.latency:
+        compared = entry["to_float"]
+        assert compared["float"] == "fp32"
+        assert 0 < compared["low"] <= compared["ratio"] <= compared["high"]
+        assert table.against_float(compared) in table._brief(entry)

@@ -11,6 +11,7 @@ whole: the ONNX exporter decomposes it by itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,15 +23,27 @@ if TYPE_CHECKING:
 _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
+Change = Callable[[str, "Node"], "Node"]
+
+
+def _unchanged(name: str, operand: Node) -> Node:
+    return operand
+
+
 def rewrite(graph: Graph) -> Graph:
     """The graph with every attention of static length written out."""
     from edgekit.edit import Editor
 
     editor = Editor(graph)
     for node in editor.calls("aten.scaled_dot_product_attention.default"):
-        if all(isinstance(size, int) for size in _lengths(node)):
-            editor.replace(node, _written_out(editor, node))
+        if is_static(node):
+            editor.replace(node, write_out(editor, node))
     return editor.done()
+
+
+def is_static(node: Node) -> bool:
+    """Whether an attention's lengths are known."""
+    return all(isinstance(size, int) for size in _lengths(node))
 
 
 def _lengths(node: Node) -> tuple[Any, Any]:
@@ -42,27 +55,40 @@ def _arguments(node: Node) -> dict[str, Any]:
     return {**dict(zip(_NAMES, node.args, strict=False)), **node.kwargs}
 
 
-def _written_out(editor: Editor, node: Node) -> Node:
+def write_out(editor: Editor, node: Node, changed: Change = _unchanged) -> Node:
+    """The attention as products and a softmax.
+
+    Args:
+        changed: gives what takes the place of a product's operand, by the operand's name:
+            ``query`` (scaled), ``key``, ``value`` or ``probabilities``.
+    """
     import torch
 
     aten = torch.ops.aten
     given = _arguments(node)
     query, key, value = given["query"], given["key"], given["value"]
-    scale = given.get("scale") or 1 / math.sqrt(query.meta["val"].shape[-1])
+    scale = scale_of(node)
     if given.get("enable_gqa"):
         groups = query.meta["val"].shape[-3] // key.meta["val"].shape[-3]
         key, value = (
             editor.call(aten.repeat_interleave.self_int, x, groups, -3, like=node)
             for x in (key, value)
         )
-    scaled = editor.call(aten.mul.Tensor, query, scale, like=node)
-    turned = editor.call(aten.transpose.int, key, -2, -1, like=node)
+    scaled = changed("query", editor.call(aten.mul.Tensor, query, scale, like=node))
+    turned = editor.call(aten.transpose.int, changed("key", key), -2, -1, like=node)
     scores = editor.call(aten.matmul.default, scaled, turned, like=node)
     mask = _mask(editor, node, given)
     if mask is not None:
         scores = editor.call(aten.add.Tensor, scores, mask, like=node)
     weights = editor.call(aten.softmax.int, scores, -1, like=node)
+    weights, value = changed("probabilities", weights), changed("value", value)
     return editor.call(aten.matmul.default, weights, value, like=node)
+
+
+def scale_of(node: Node) -> float:
+    """What an attention multiplies its query by."""
+    given = _arguments(node)
+    return float(given.get("scale") or 1 / math.sqrt(given["query"].meta["val"].shape[-1]))
 
 
 def _mask(editor: Editor, node: Node, given: dict[str, Any]) -> Node | None:

@@ -27,10 +27,22 @@ def open_file(path: Path, inputs: tuple[Input, ...]) -> Dataset:
     Raises:
         EdgekitError: the file is corrupt, or its arrays are not of this model.
     """
+    found = read(path, inputs)
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").digest()
+    return _dataset(found, inputs, str(path), digest(content))
+
+
+def read(path: Path, inputs: tuple[Input, ...]) -> Arrays:
+    """A file's arrays by name; the one array of an ``.npy`` has the name of the one input.
+
+    Raises:
+        EdgekitError: the file is corrupt.
+    """
     if path.stat().st_size == 0:
         raise EdgekitError(f"Data {path} is empty.", "The file has 0 bytes.", "Make it again.")
     try:
-        found = READERS[path.suffix](path, inputs)
+        return READERS[path.suffix](path, inputs)
     except EdgekitError:
         raise
     except Exception as error:  # damaged bytes make the readers raise almost anything
@@ -39,9 +51,6 @@ def open_file(path: Path, inputs: tuple[Input, ...]) -> Dataset:
             f"{type(error).__name__}: {error}",
             "Save plain numbers (no Python objects) with numpy or safetensors, and copy it whole.",
         ) from error
-    with path.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").digest()
-    return _dataset(found, inputs, str(path), digest(content))
 
 
 def from_python(source: Any, inputs: tuple[Input, ...]) -> Dataset:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 FORMS = (
-    "Write timm/NAME (an architecture or a folder), transformers/FOLDER_OR_ID, or "
-    "package.module:factory for your own code."
+    "Write timm/NAME (an architecture or a folder), transformers/FOLDER_OR_ID, a file "
+    "FILE.onnx, or package.module:factory for your own code."
 )
 
 
@@ -48,7 +48,8 @@ def load(source: str, options: Options) -> Model:
     """The model that ``source`` names, in evaluation mode, with its weights.
 
     Args:
-        source: ``timm/NAME``, ``transformers/FOLDER_OR_ID`` or ``package.module:factory``.
+        source: ``timm/NAME``, ``transformers/FOLDER_OR_ID``, ``FILE.onnx`` or
+            ``package.module:factory``.
 
     Raises:
         EdgekitError: unknown form, model or weights, or a checkpoint of another model.
@@ -92,8 +93,15 @@ def _spread(module: torch.nn.Module) -> None:
             torch.nn.init.constant_(parameter, 0.1)
 
 
+def is_onnx(source: str) -> bool:
+    """Whether a source is the path of an ONNX file."""
+    return source.endswith(".onnx")
+
+
 def _parse(source: str) -> tuple[str, str]:
     """(family, name in it)."""
+    if is_onnx(source):
+        return "onnx", source
     family, slash, name = source.partition("/")
     if slash and name and family in find.names("families"):
         return family, name

@@ -14,6 +14,7 @@ import importlib.util
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from edgekit import checkpoint
@@ -50,7 +51,7 @@ def load(name: str, options: Options) -> Model:
 
 
 def _call(name: str, arguments: Mapping[str, Any]) -> Any:
-    factory = _find(name)
+    factory = find_code(name, "a function or class that returns a torch.nn.Module")
     try:
         return factory(**arguments)
     except Exception as error:
@@ -62,6 +63,8 @@ def _call(name: str, arguments: Mapping[str, Any]) -> Any:
 
 def code_file(name: str) -> Path | None:
     """The file that defines the factory's module; None if there is none (``load`` says why)."""
+    if _is_file(name):
+        return Path(name.rpartition(":")[0])
     _see_current_folder()
     try:
         spec = importlib.util.find_spec(name.partition(":")[0])
@@ -76,33 +79,56 @@ def _see_current_folder() -> None:
     importlib.invalidate_caches()
 
 
-def _find(name: str) -> Any:
-    module_name, _, attribute = name.partition(":")
+def find_code(name: str, wanted: str) -> Any:
+    """The user's own function or class, by its place in their code.
+
+    Args:
+        name: ``package.module:name``, where the current folder is searched first, or
+            ``file.py:name``.
+        wanted: what it should be, for the error if it is none.
+
+    Raises:
+        EdgekitError: no such module or name, its code raised, or it cannot be called.
+    """
+    place, _, attribute = name.rpartition(":")
     _see_current_folder()
     try:
-        module = importlib.import_module(module_name)
+        module = _run_file(Path(place)) if _is_file(name) else importlib.import_module(place)
     except Exception as error:
         raise probe.failed(
-            f"Module {module_name} cannot be imported for {name}.",
+            f"{place} cannot be imported for {name}.",
             error,
             "Run edgekit in the folder that holds it, or install it.",
         ) from error
     try:
-        factory: Any = functools.reduce(getattr, attribute.split("."), module)
+        found: Any = functools.reduce(getattr, attribute.split("."), module)
     except AttributeError as error:
         public = ", ".join(n for n in vars(module) if not n.startswith("_"))
         raise EdgekitError(
-            f"Module {module_name} has no {attribute!r}.",
+            f"{place} has no {attribute!r}.",
             f"{module.__file__} defines: {public or 'nothing'}.",
-            "Write package.module:factory.",
+            f"Write {place}:NAME.",
         ) from error
-    if not callable(factory):
+    if not callable(found):
         raise EdgekitError(
-            f"{name} is a {type(factory).__name__}, which cannot be called.",
-            "",
-            "Name a function or class that returns a torch.nn.Module.",
+            f"{name} is a {type(found).__name__}, which cannot be called.", "", f"Name {wanted}."
         )
-    return factory
+    return found
+
+
+def _is_file(name: str) -> bool:
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def _run_file(path: Path) -> ModuleType:
+    """The module that a file defines, under a name that hides no other module."""
+    name = f"edgekit_own_code.{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _model(made: Any, name: str, options: Options) -> Model:

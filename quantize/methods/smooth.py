@@ -13,12 +13,12 @@ from edgekit.quantize.channels import (
     Reader,
     by_input,
     find_producers,
-    follow,
     multiply_inputs,
     owned,
     rescale,
     spread,
 )
+from edgekit.quantize.follow import follow
 from edgekit.quantize.methods import divide
 from edgekit.quantize.sites import find_sites
 
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 #: Factors stay within 2 ** -LIMIT .. 2 ** LIMIT, so that scaled weights stay within float16.
 LIMIT = 10
+#: Tried where alpha is not given.
+_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+#: Noise power of one bit.
+_GAIN = 4
 
 
 @dataclass
@@ -80,8 +84,8 @@ class Smooth:
     G. Xiao et al., "SmoothQuant", ICML 2023; Z. Li et al., "RepQ-ViT", ICCV 2023.
 
     Attributes:
-        alpha: how much of an outlier moves; None takes for each x the one of ``_ALPHAS``, or no
-            move at all, that leaves the least noise in what reads it.
+        alpha: how much of an outlier moves; None takes for each x the one of five from 0 to 1, or
+            no move at all, that leaves the least expected noise in what reads it.
         levels: the largest level of a weight.
         divide: whether a division as the model runs is allowed.
         floor: noise to signal that is left alone.
@@ -90,8 +94,7 @@ class Smooth:
     alpha: float | None = None
     levels: int = 127
     divide: bool = True
-    floor: float = 1e-3
-    exact: bool = True
+    floor: float = 1e-2
 
     def prepare(self, graph: Graph, seen: Seen) -> tuple[Graph, dict[str, torch.Tensor]]:
         """The graph with smoother inputs, and by site what is divided as the model runs."""
@@ -132,14 +135,16 @@ class Smooth:
         for alpha in _ALPHAS if self.alpha is None else (self.alpha,):
             ratio = alpha * peak.log2() - (1 - alpha) * weight.log2()
             ratio = ratio - ratio[movable].median()
-            ratio = ratio.round() if self.exact else ratio
-            tried.append(torch.where(movable, ratio.clamp(-LIMIT, LIMIT).exp2(), 1.0))
+            factors = ratio.round().clamp(-LIMIT, LIMIT).exp2()
+            tried.append(torch.where(movable, factors, 1.0))
         if self.alpha is not None:
             return tried[1]
 
         def noise(factors: torch.Tensor) -> float:
-            pairs = zip(readers, layers, strict=True)
-            return sum(l.noise(spread(factors, r, 1.0), self.levels) for r, l in pairs)
+            return sum(
+                layer.noise(spread(factors, reader, 1.0), self.levels)
+                for reader, layer in zip(readers, layers, strict=True)
+            )
 
         best = min(tried, key=noise)
         return None if best is tried[0] else best
@@ -170,12 +175,6 @@ class Smooth:
         before = sum(layer.noise(torch.ones_like(factors), self.levels) for layer in layers)
         after = sum(layer.noise(factors, self.levels) for layer in layers)
         return before > self.floor and after * _GAIN < before
-
-
-#: Tried where alpha is not given.
-_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-#: Noise power of one bit.
-_GAIN = 4
 
 
 def _layer(

@@ -50,7 +50,7 @@ def _divergence(counts: Array, end: int, levels: int) -> float:
     filled = np.bincount(which, kept > 0, levels)
     q = np.where(kept > 0, (merged / np.maximum(filled, 1))[which], 0)
     if not q.sum() or not p.sum():
-        return float("inf")
+        return float(np.inf)
     p, q = p / p.sum(), q / q.sum()
     here = p > 0
     # A bin that q leaves empty costs as if it held one sample in ten million.

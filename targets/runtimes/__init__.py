@@ -2,6 +2,8 @@
 
 Each file has these names, used by verify and bench alike:
 
+- ``OPENS``: suffixes of the artifacts that it runs, such as ``(".onnx",)``.
+- ``REQUIRES``: ``{import name: pip name}`` of the packages it needs.
 - ``open(artifact, threads) -> Runtime``; where it cannot run, an EdgekitError says why.
 - ``unavailable() -> str``: why artifacts cannot run here, in a few words, or ``""``.
 - ``untimed() -> str``: why a latency measured here is not the target's, or ``""``.
@@ -12,12 +14,29 @@ Each file has these names, used by verify and bench alike:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
+from edgekit.find import find, names
+
 Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def runtime_for(target_runtime: str, format: str) -> str | None:
+    """What runs a format's artifacts made for a target; None if only the device can.
+
+    It is the target's own runtime (``Target.runtime``) where that opens such files; an ONNX
+    file for a TensorRT target is proven in the converter's, ONNX Runtime.
+    """
+    converter = find("converters", format)
+    suffix = Path(converter.NAME).suffix
+    if target_runtime in names("runtimes") and suffix in find("runtimes", target_runtime).OPENS:
+        return target_runtime
+    runtime: str | None = converter.RUNTIME
+    return runtime
 
 
 class Runtime(ABC):

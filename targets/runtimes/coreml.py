@@ -15,6 +15,9 @@ from pathlib import Path
 from edgekit.errors import EdgekitError
 from edgekit.targets.runtimes import Arrays, Runtime
 
+OPENS = (".mlpackage",)
+REQUIRES = {"coremltools": "coremltools"}
+
 
 def unavailable() -> str:
     """Why no package can be run here: nothing to read it with."""

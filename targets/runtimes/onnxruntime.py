@@ -8,6 +8,9 @@ from typing import Any
 from edgekit.errors import EdgekitError
 from edgekit.targets.runtimes import Arrays, Runtime
 
+OPENS = (".onnx",)
+REQUIRES = {"onnxruntime": "onnxruntime"}
+
 
 def unavailable() -> str:
     """Why no ONNX file can run here: it always can."""
@@ -30,6 +33,11 @@ def open(artifact: Path, threads: int | None = None) -> Session:
 
 def trace(artifact: Path, inputs: Arrays) -> Arrays:
     """Every float value that the graph computes, by name, for one call."""
+    return Session(_session(with_all_values(artifact), str(artifact), None)).infer(inputs)
+
+
+def with_all_values(artifact: Path) -> bytes:
+    """An ONNX file whose outputs are every float value that it computes."""
     import onnx
 
     model = onnx.shape_inference.infer_shapes(onnx.load(str(artifact)))
@@ -40,7 +48,8 @@ def trace(artifact: Path, inputs: Arrays) -> Arrays:
         for value in model.graph.value_info
         if value.name not in known and value.type.tensor_type.elem_type in floats
     )
-    return Session(_session(model.SerializeToString(), str(artifact), None)).infer(inputs)
+    serialized: bytes = model.SerializeToString()
+    return serialized
 
 
 class Session(Runtime):

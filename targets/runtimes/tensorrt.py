@@ -14,6 +14,8 @@ from edgekit.targets.runtimes import Arrays, Runtime
 if TYPE_CHECKING:
     from edgekit.converters.kit.engine import Engine
 
+OPENS = (".plan",)
+REQUIRES = {"tensorrt_rtx": "tensorrt-rtx"}
 #: The first bytes of an engine made by TensorRT-RTX.
 RTX_MAGIC = b"vtrt"
 

@@ -1,0 +1,87 @@
+"""Commands that only look: at a model or bundle, at the devices, at this machine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.cli import show
+from edgekit.cli.options import (
+    Checkpoint,
+    Inputs,
+    Json,
+    Model,
+    Partial,
+    Random,
+    Set,
+    recipe_from,
+)
+
+
+def inspect(
+    model: Model,
+    checkpoint: Checkpoint = None,
+    random_weights: Random = None,
+    allow_partial: Partial = None,
+    set_: Set = None,
+    input_: Inputs = None,
+    as_json: Json = False,
+) -> None:
+    """Describe a model, or a bundle."""
+    from edgekit import single
+    from edgekit.bundle import MANIFEST, Bundle
+
+    if (Path(model) / MANIFEST).exists():
+        made = Bundle.open(Path(model))
+        if as_json:
+            show.dump(made.manifest.model_dump(mode="json"))
+        else:
+            show.bundle(made)
+        return
+    show.fields(asdict(single.inspect(recipe_from(locals()))), as_json)
+
+
+def targets(
+    name: Annotated[str | None, typer.Argument(help="Show one device's facts.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the devices that edgekit knows."""
+    from edgekit import table
+    from edgekit import targets as known
+
+    if name is not None:
+        show.fields(known.load(name).model_dump(mode="json"), as_json)
+        return
+    found = [known.load(each) for each in known.names()]
+    if as_json:
+        show.dump([target.model_dump(mode="json") for target in found])
+        return
+    rows = [
+        (t.name, t.title, t.runtime, ", ".join(t.dtypes), t.system or t.deployment or "")
+        for t in found
+    ]
+    columns = ("target", "device", "runtime", "dtypes", "system")
+    table.show(table.plain_table("Targets", columns, rows))
+
+
+def doctor(as_json: Json = False) -> None:
+    """Say what is installed, and what can be built, verified and run here."""
+    from edgekit import table
+    from edgekit.doctor import doctor as examine
+
+    found = examine()
+    if as_json:
+        show.dump(asdict(found))
+        return
+    rows = [
+        (a.target, a.build or "yes", a.verify or "yes", a.run or "yes") for a in found.abilities
+    ]
+    installed = [(name, version) for name, version in found.installed.items()]
+    installed += [(name, "not installed") for name in found.missing]
+    table.show(table.plain_table("Packages", ("package", "version"), installed))
+    table.show(table.plain_table("Targets", ("target", "build", "verify", "run"), rows))
+    if found.install:
+        typer.echo(f"To install what is missing: {found.install}")

@@ -1,0 +1,102 @@
+"""Options that commands share, and the recipe that they describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from edgekit.errors import EdgekitError
+
+if TYPE_CHECKING:
+    from edgekit.recipe import Recipe
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="timm/NAME, transformers/FOLDER_OR_ID, package.module:factory, or RECIPE.yaml."
+    ),
+]
+Targets = Annotated[
+    list[str] | None, typer.Option("--target", "-t", help="Target device; repeat for several.")
+]
+Precision = Annotated[
+    Literal["fp32", "fp16", "int8", "w8a16", "w4a16", "w4a8", "fp8"] | None,
+    typer.Option(help="Of artifacts."),
+]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights: .safetensors, .pt, .pth, .bin.")]
+Random = Annotated[
+    bool | None, typer.Option("--random-weights", help="Load no weights; proves no accuracy.")
+]
+Partial = Annotated[
+    bool | None, typer.Option("--allow-partial", help="Accept missing or extra weights.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Constructor argument, NAME=VALUE; repeat.")
+]
+Inputs = Annotated[
+    list[str] | None, typer.Option("--input", help="NAME:1x3x224x224[:DTYPE], for a factory.")
+]
+Batch = Annotated[str | None, typer.Option(help="Samples a call, or 'dynamic'.")]
+Calibration = Annotated[
+    Path | None, typer.Option(help="Data that sets INT8 scales: image folder, .npy, .npz, ...")
+]
+Evaluation = Annotated[Path | None, typer.Option(help="Data that judges the artifacts.")]
+Samples = Annotated[int | None, typer.Option(help="Calibrate on at most so many [256].")]
+EvaluationSamples = Annotated[int | None, typer.Option(help="Judge on at most so many [512].")]
+Seed = Annotated[int | None, typer.Option(help="Of every random choice [0].")]
+RandomData = Annotated[
+    bool | None,
+    typer.Option("--random-calibration", help="Random numbers as data; the bundle says so."),
+]
+Scales = Annotated[Path | None, typer.Option(help="Scale table to use instead of calibrating.")]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Modules that stay in float (glob); repeat.")
+]
+Method = Annotated[
+    Literal["minmax", "average", "percentile", "entropy", "mse"] | None,
+    typer.Option(help="How an activation's range becomes a scale [the effort's own]."),
+]
+Effort = Annotated[
+    Literal["quick", "balanced", "best"] | None,
+    typer.Option(help="How much is done for accuracy [balanced]."),
+]
+Granularity = Annotated[
+    Literal["tensor", "channel", "group32", "group64", "group128"] | None,
+    typer.Option(help="What shares a weight's scale [the precision's own]."),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Samples in one call of calibration [as --batch].", min=1)
+]
+Warmup = Annotated[int | None, typer.Option(help="Untimed calls first [10].")]
+Iterations = Annotated[int | None, typer.Option(help="Timed calls at most [100].")]
+Seconds = Annotated[float | None, typer.Option(help="Stop timing after this long [3].")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def recipe_from(values: dict[str, Any]) -> Recipe:
+    """The recipe that a command's flags describe; flags override a recipe file."""
+    from edgekit.recipe import Recipe
+
+    names = {"target": "targets", "set_": "arguments", "input_": "inputs"}
+    fields = {names.get(name, name): value for name, value in values.items()}
+    fields = {n: v for n, v in fields.items() if n in Recipe.model_fields and v is not None}
+    if "arguments" in fields:
+        fields["arguments"] = dict(_assignment(text) for text in fields["arguments"])
+    if str(fields.get("batch", "")).isdigit():
+        fields["batch"] = int(fields["batch"])
+    model = str(fields["model"])
+    if model.endswith((".yaml", ".yml")):
+        del fields["model"]
+        return Recipe.read(Path(model), fields)
+    return Recipe.check(fields, "the command")
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise EdgekitError(f"--set {text!r} is not NAME=VALUE.")
+    return name, yaml.safe_load(value)

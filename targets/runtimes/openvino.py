@@ -1,0 +1,111 @@
+"""openvino: runs ONNX on x86 CPUs, where it is the fastest.
+
+Precision is in the graph. Left to itself OpenVINO computes float parts in bfloat16 where the CPU
+has it, and turns what enters 8-bit weights into integers; here both are off, so that what is
+verified and timed is what was asked for. (bfloat16 would be a precision of its own; INT8 is
+faster than it.)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgekit import packages
+from edgekit.errors import EdgekitError
+from edgekit.targets.runtimes import Arrays, Runtime
+
+OPENS = (".onnx",)
+REQUIRES = {"openvino": "openvino"}
+#: Compute what the graph says, one call at a time.
+_AS_WRITTEN = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    "PERFORMANCE_HINT": "LATENCY",
+    "NUM_STREAMS": 1,
+}
+
+
+def unavailable() -> str:
+    """Why no ONNX file can run here: OpenVINO is missing."""
+    return "openvino is not installed" if packages.missing(REQUIRES) else ""
+
+
+def untimed() -> str:
+    """Why a latency cannot be measured here: as ``unavailable``."""
+    return unavailable()
+
+
+def open(artifact: Path, threads: int | None = None) -> Session:
+    """Load an ONNX file; ``threads`` None takes all cores.
+
+    Raises:
+        EdgekitError: OpenVINO is not installed, or refuses the file.
+    """
+    return Session(_compiled(artifact, str(artifact), threads))
+
+
+def trace(artifact: Path, inputs: Arrays) -> Arrays:
+    """Every float value that the graph computes, by name, for one call."""
+    from edgekit.targets.runtimes.onnxruntime import with_all_values
+
+    return Session(_compiled(with_all_values(artifact), str(artifact), None)).infer(inputs)
+
+
+class Session(Runtime):
+    """An open ONNX file."""
+
+    def __init__(self, compiled: Any) -> None:
+        import numpy as np
+
+        self._request = compiled.create_infer_request()
+        self._ports = {port.any_name: port for port in compiled.inputs}
+        self._dtypes = {n: np.dtype(p.element_type.to_dtype()) for n, p in self._ports.items()}
+        self._names = [port.any_name for port in compiled.outputs]
+
+    def close(self) -> None:
+        """Free the model."""
+        self._request = None
+
+    @property
+    def batch(self) -> int | None:
+        """Samples that one call takes; None if any number."""
+        first = next(iter(self._ports.values())).partial_shape[0]
+        return int(first.get_length()) if first.is_static else None
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Outputs by name for inputs by name, batch first."""
+        given = {name: value.dtype for name, value in inputs.items()}
+        if given != self._dtypes:  # it would cast the values, and reuse the last call's
+            raise EdgekitError(
+                "OpenVINO cannot run the model.",
+                f"It takes {_listed(self._dtypes)}; it was given {_listed(given)}.",
+            )
+        try:
+            found = self._request.infer(inputs, share_inputs=True)
+        except RuntimeError as error:
+            raise EdgekitError("OpenVINO cannot run the model.", str(error)) from error
+        return {name: found[i] for i, name in enumerate(self._names)}
+
+
+def _listed(dtypes: dict[str, Any]) -> str:
+    return ", ".join(f"{name} ({dtype})" for name, dtype in dtypes.items()) or "nothing"
+
+
+def _compiled(model: Path | bytes, name: str, threads: int | None) -> Any:
+    if unavailable():
+        raise EdgekitError(
+            f"{name} cannot be run in OpenVINO.",
+            f"{unavailable()}.",
+            f"Run: {packages.install_command(REQUIRES.values())}",
+        )
+    import openvino
+
+    options = dict(_AS_WRITTEN)
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    core = openvino.Core()
+    try:
+        return core.compile_model(core.read_model(model), "CPU", options)
+    except RuntimeError as error:
+        raise EdgekitError(f"OpenVINO cannot load {name}.", str(error)) from error
