@@ -29,10 +29,9 @@ def spoil(model: nn.Module, factor: float = FACTOR, share: int = SHARE, seed: in
     """
     spoiled = copy.deepcopy(model)
     random = torch.Generator().manual_seed(seed)
-    blocks = [m for m in spoiled.modules() if hasattr(m, "norm1") and hasattr(m, "mlp")]
-    blocks = [block for block in blocks if hasattr(block.attn, "qkv")]
+    blocks: list[Any] = [m for m in spoiled.modules() if hasattr(getattr(m, "attn", None), "qkv")]
     if not blocks:
-        raise ValueError(f"{type(model).__name__} has no block of a timm vision transformer.")
+        raise ValueError(f"{type(model).__name__} has no block of timm's vision transformers.")
     with torch.no_grad():
         for block in blocks:
             scale = _scale(block.norm1.weight, factor, share, random)

@@ -91,7 +91,9 @@ class Editor:
                 f"It is {tuple(value.shape)}; the model has {found}.",
                 "Calibrate this model: build without the table.",
             )
-        store[name] = value.detach().to(old.dtype).contiguous()
+        fresh = value.detach().to(old.dtype).contiguous()
+        parameter = isinstance(old, torch.nn.Parameter)
+        store[name] = torch.nn.Parameter(fresh, requires_grad=False) if parameter else fresh
 
     def buffer(self, name: str, value: torch.Tensor) -> Node:
         """A placeholder for a new constant; asked for again by name, the same one."""

@@ -61,7 +61,7 @@ TIMM = {
         },
     ),
 }
-EPOCHS = {"vit": 100, "crossvit": 40, "mamba": 40}
+EPOCHS = {"vit": 100, "crossvit": 60, "mamba": 40}
 
 
 def main(name: str, output: Path, epochs: int, seed: int) -> None:

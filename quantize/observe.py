@@ -68,8 +68,8 @@ class Statistics:
         peaks = magnitudes.amax(0).numpy()
         peak = float(peaks.max())
         first = self.rows == 0
-        self.average_peak = peak if first else self.average_peak + MOMENTUM * (
-            peak - self.average_peak
+        self.average_peak = (
+            peak if first else self.average_peak + MOMENTUM * (peak - self.average_peak)
         )
         self.peak = float(np.maximum(self.peak, peak))  # NaN stays
         self.channel_peak = peaks if first else np.maximum(self.channel_peak, peaks)

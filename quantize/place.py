@@ -56,11 +56,17 @@ def place(graph: Graph, table: ScaleTable, rules: Rules, precision: str = "int8"
     for name, site in sites.items():
         if name not in table.sites or not rules.takes(site.operator):
             continue
+        if _operator(calls[site.node].args[0]) in rules.float_after:
+            continue
         if site.kind == "weight":
             placer.layer(calls[site.node], site, table)
         elif site.kind == "query" and is_static(calls[site.node]):
             placer.attention(calls[site.node], site, table)
     return editor.done(precision)
+
+
+def _operator(source: Any) -> str:
+    return str(source.target)
 
 
 def count_quantized(graph: Graph) -> int:

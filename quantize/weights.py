@@ -9,13 +9,16 @@ from edgekit.quantize.schemes import QMAX, Scheme
 
 #: Shares of the largest magnitude that are tried as a 4-bit range.
 _SHARES = torch.linspace(1, 0.5, 26).tolist()
+#: What their errors are raised to, as in GPTQ's own code. Squares clip large weights more than
+#: is good for the layer's output: 0.5 dB on the digits ViT.
+_POWER = 2.4
 
 
 def weight_entry(weight: torch.Tensor, operator: str, scheme: Scheme) -> Entry:
     """The scales of a weight (out, in, ...), by channel or group.
 
-    Min-max at 8 bits. At 4 bits the range with the least squared error, since 15 levels are
-    too few to spend on one large value. A layer whose inputs the group does not divide gets one
+    Min-max at 8 bits. At 4 bits the range with the least error, since 15 levels are too few to
+    spend on one large value. A layer whose inputs the group does not divide gets one
     scale a channel, which its ``group`` of None says.
     """
     group = scheme.group
@@ -79,12 +82,13 @@ def spread(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _best_share(blocks: torch.Tensor, peak: torch.Tensor, qmax: int) -> torch.Tensor:
-    """For each block, the share of its peak that as a range gives the least squared error."""
+    """For each block, the share of its peak that as a range gives the least error."""
     best = torch.ones_like(peak)
     least = torch.full_like(peak, torch.inf)
     for share in _SHARES:
         scale = (peak * share / qmax).clamp_min(1e-30)[:, None]
-        error = ((blocks / scale).round().clamp(-qmax, qmax) * scale - blocks).square().sum(1)
+        error = ((blocks / scale).round().clamp(-qmax, qmax) * scale - blocks).abs()
+        error = error.pow(_POWER).sum(1)
         best = torch.where(error < least, share, best)
         least = torch.minimum(error, least)
     return best

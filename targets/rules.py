@@ -18,6 +18,7 @@ class Rules:
         matmul: whether a quantized linear becomes ``x @ W[in, out] + bias[1, 1, out]``.
         unsigned: the operators whose 8-bit inputs are stored as level + 128, of the same value.
         int4: whether 4-bit weights are stored in 4 bits; else in 8, with the same values.
+        float_after: aten operators whose result enters a layer in float.
         explicit_casts: whether fp16 is written into the graph as casts.
         why: what the rules rest on.
     """
@@ -28,6 +29,7 @@ class Rules:
     matmul: bool
     unsigned: frozenset[str]
     int4: bool
+    float_after: frozenset[str]
     explicit_casts: bool
     why: str
 
@@ -43,6 +45,7 @@ _TENSORRT = Rules(
     matmul=True,
     unsigned=frozenset(),
     int4=True,
+    float_after=frozenset(),
     explicit_casts=True,
     why="TensorRT fuses Q/DQ around linears and convolutions; attention stays whole in fp16.",
 )
@@ -55,6 +58,7 @@ RULES = {
         matmul=True,
         unsigned=frozenset({"linear"}),
         int4=True,
+        float_after=frozenset(),
         explicit_casts=True,
         why=(
             "ONNX Runtime turns MatMul + Add of a low-rank bias into a float Gemm, which has no "
@@ -65,16 +69,18 @@ RULES = {
     ),
     "openvino": Rules(
         rewrites=("attention",),
-        quantized_rewrites=(),
-        operators=frozenset({"linear", "conv", "attention"}),
+        quantized_rewrites=("conv_as_linear",),
+        operators=frozenset({"linear", "attention"}),
         matmul=True,
-        unsigned=frozenset({"conv"}),
+        unsigned=frozenset(),
         int4=True,
+        float_after=frozenset({"aten.mean.dim"}),
         explicit_casts=True,
         why=(
             "OpenVINO fuses the quantization of a linear's input into the LayerNorm or GELU before "
-            "it, and has integer products of attention. Version 2026.4 gives wrong numbers where a convolution reads a quantized "
-            "concatenation of signed levels."
+            "it, and has integer products of attention. Its version 2026.4 gives wrong numbers "
+            "where an INT8 convolution reads a concatenation of signed levels, and where a scaled "
+            "mean is quantized: neither is written."
         ),
     ),
     "tensorrt": _TENSORRT,
@@ -86,6 +92,7 @@ RULES = {
         matmul=False,
         unsigned=frozenset(),
         int4=True,
+        float_after=frozenset(),
         explicit_casts=False,
         why=(
             "Core ML wants weights as constants of linear and conv, and casts a whole program "

@@ -122,7 +122,7 @@ def _same_up_to(axis: int, before: Node, after: Node) -> bool:
 
 def _axis_before(x: Node, axis: int) -> int | None:
     """Where an axis was before a transposition or a cut of another; None for other calls."""
-    rank = x.meta["val"].dim()
+    rank = int(x.meta["val"].dim())
     if str(x.target) == "aten.transpose.int":
         one, other = (int(a) % rank for a in x.args[1:])  # type: ignore[arg-type]
         return {one: other, other: one}.get(axis, axis)

@@ -7,7 +7,7 @@ al., "QuantEase", 2023, which needs no samples but their products, and no learni
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,7 +34,7 @@ class AdaRound:
         block: columns between two updates of all the others.
     """
 
-    start: Gptq = Gptq()
+    start: Gptq = field(default_factory=Gptq)
     sweeps: int = 4
     block: int = 128
     products: bool = True

@@ -78,6 +78,7 @@ def _upper_root(gram: torch.Tensor) -> torch.Tensor:
     while True:
         root, failed = torch.linalg.cholesky_ex(gram.flip(0, 1))
         if not failed:
-            return root.flip(0, 1)
+            upper: torch.Tensor = root.flip(0, 1)
+            return upper
         gram = gram + more * torch.eye(len(gram), dtype=gram.dtype)
         more *= 10

@@ -10,6 +10,7 @@ import torch
 
 from edgekit.edit import Editor
 from edgekit.quantize.channels import (
+    READERS,
     Reader,
     by_input,
     find_producers,
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
     from edgekit.quantize.calibrate import Seen
     from edgekit.quantize.observe import Statistics
 
+    #: The largest magnitude of each input channel, by call.
+    _Peaks = dict[str, torch.Tensor]
+
 #: Factors stay within 2 ** -LIMIT .. 2 ** LIMIT, so that scaled weights stay within float16.
 LIMIT = 10
 #: Tried where alpha is not given.
 _ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-#: Noise power of one bit.
-_GAIN = 4
 
 
 @dataclass
@@ -49,6 +51,7 @@ class _Layer:
         weight: largest magnitude of each output's weight for each input, (outputs, C); 0 where
             a group does not read it.
         energy: sum of the squares of the weights of each input, (C,).
+        by_channel: as in Smooth.
     """
 
     node: Node
@@ -56,6 +59,7 @@ class _Layer:
     power: torch.Tensor
     weight: torch.Tensor
     energy: torch.Tensor
+    by_channel: bool
 
     def noise(self, factors: torch.Tensor, levels: int) -> float:
         """Noise to signal of the output once the input is divided by ``factors``.
@@ -64,6 +68,8 @@ class _Layer:
         """
         step = (self.peak / factors).amax() / 127
         steps = (self.weight * factors).amax(1) / levels
+        if not self.by_channel:
+            steps = steps.amax().expand_as(steps)
         from_input = step.square() * (factors.square() @ self.energy)
         reads = (self.weight > 0).double()
         from_weight = steps.square() @ reads @ (self.power / factors.square())
@@ -79,7 +85,7 @@ class Smooth:
     operator that gives x can take it into its own constants: a norm's weight and bias, a product
     with a constant, a linear or convolution whose channels reach x through operators that hand a
     scale on (V through attention, one side of a gate). Elsewhere a linear's input is divided as
-    the model runs, where that pays: its noise falls to a fourth or less, and was above ``floor``.
+    the model runs, where that pays: its noise to signal falls by ``gain`` and by half or more.
 
     G. Xiao et al., "SmoothQuant", ICML 2023; Z. Li et al., "RepQ-ViT", ICCV 2023.
 
@@ -88,13 +94,16 @@ class Smooth:
             no move at all, that leaves the least expected noise in what reads it.
         levels: the largest level of a weight.
         divide: whether a division as the model runs is allowed.
-        floor: noise to signal that is left alone.
+        gain: by how much noise to signal must fall for that.
+        by_channel: whether each output channel of a weight has its own scale. If not, the weights
+            of a linear or convolution are not rescaled by what their outputs need.
     """
 
     alpha: float | None = None
     levels: int = 127
     divide: bool = True
-    floor: float = 1e-2
+    gain: float = 1e-2
+    by_channel: bool = True
 
     def prepare(self, graph: Graph, seen: Seen) -> tuple[Graph, dict[str, torch.Tensor]]:
         """The graph with smoother inputs, and by site what is divided as the model runs."""
@@ -102,12 +111,15 @@ class Smooth:
         names = {site.node: site.name for site in find_sites(editor) if site.kind == "input"}
         known = {node: seen.by_site[name] for node, name in names.items() if name in seen.by_site}
         peaks = {node: torch.from_numpy(s.channel_peak).double() for node, s in known.items()}
-        for producer in find_producers(editor):
+        # Backwards: what a layer gives is settled before the weights that give it are looked at.
+        for producer in reversed(list(find_producers(editor))):
+            if not self.by_channel and str(producer.node.target) in READERS:
+                continue
             reach = follow(editor, producer)
             if not reach.free.any():
                 continue
             readers = [r for r in reach.readers if r.node.name in peaks]
-            layers = [_layer(editor, r.node, known, peaks) for r in readers]
+            layers = [self._layer(editor, r.node, known, peaks) for r in readers]
             factors = self._factors(readers, layers, reach.free)
             if factors is None:
                 continue
@@ -150,7 +162,7 @@ class Smooth:
         return None if best is tried[0] else best
 
     def _divide(
-        self, editor: Editor, known: dict[str, Statistics], peaks: dict[str, torch.Tensor]
+        self, editor: Editor, known: dict[str, Statistics], peaks: _Peaks
     ) -> dict[str, torch.Tensor]:
         """Divide inputs of linears where it pays; the factors by call."""
         by_source: dict[Node, list[Node]] = {}
@@ -159,7 +171,7 @@ class Smooth:
                 by_source.setdefault(call.args[0], []).append(call)  # type: ignore[arg-type]
         divided = {}
         for calls in by_source.values():
-            layers = [_layer(editor, call, known, peaks) for call in calls]
+            layers = [self._layer(editor, call, known, peaks) for call in calls]
             count = len(layers[0].peak)
             readers = [Reader(call, torch.arange(count)) for call in calls]
             factors = self._factors(readers, layers, torch.ones(count, dtype=torch.bool))
@@ -174,26 +186,26 @@ class Smooth:
     def _pays(self, layers: Iterable[_Layer], factors: torch.Tensor) -> bool:
         before = sum(layer.noise(torch.ones_like(factors), self.levels) for layer in layers)
         after = sum(layer.noise(factors, self.levels) for layer in layers)
-        return before > self.floor and after * _GAIN < before
+        return before - after > max(self.gain, before / 2)
 
-
-def _layer(
-    editor: Editor, call: Node, known: dict[str, Statistics], peaks: dict[str, torch.Tensor]
-) -> _Layer:
-    seen, peak = known[call.name], peaks[call.name]
-    weight: Any = editor.tensor(call.args[1])
-    blocks = by_input(call, weight)
-    groups, outputs, inputs, _ = blocks.shape
-    largest = torch.zeros(groups, outputs, groups, inputs, dtype=torch.float64)
-    each = torch.arange(groups)
-    largest[each, :, each] = blocks.abs().amax(3)
-    square = float(seen.counts @ seen.centres**2 / max(seen.counts.sum(), 1))
-    seen_peak = torch.from_numpy(seen.channel_peak).double()
-    share = square / float(seen_peak.square().mean().clamp_min(1e-30))
-    return _Layer(
-        call,
-        peak,
-        peak.square() * min(share, 1.0),
-        largest.reshape(groups * outputs, groups * inputs),
-        blocks.square().sum((1, 3)).flatten(),
-    )
+    def _layer(
+        self, editor: Editor, call: Node, known: dict[str, Statistics], peaks: _Peaks
+    ) -> _Layer:
+        seen, peak = known[call.name], peaks[call.name]
+        weight: Any = editor.tensor(call.args[1])
+        blocks = by_input(call, weight)
+        groups, outputs, inputs, _ = blocks.shape
+        largest = torch.zeros(groups, outputs, groups, inputs, dtype=torch.float64)
+        each = torch.arange(groups)
+        largest[each, :, each] = blocks.abs().amax(3)
+        square = float(seen.counts @ seen.centres**2 / max(seen.counts.sum(), 1))
+        seen_peak = torch.from_numpy(seen.channel_peak).double()
+        share = square / float(seen_peak.square().mean().clamp_min(1e-30))
+        return _Layer(
+            call,
+            peak,
+            peak.square() * min(share, 1.0),
+            largest.reshape(groups * outputs, groups * inputs),
+            blocks.square().sum((1, 3)).flatten(),
+            self.by_channel,
+        )

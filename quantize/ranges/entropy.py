@@ -38,7 +38,7 @@ class Range:
         ends = [*range(levels, last, self.stride), last]
         losses = [_divergence(counts, end, levels) for end in ends]
         end = ends[int(np.argmin(losses))]
-        return min(end * seen.limit / len(counts), seen.peak)
+        return float(min(end * seen.limit / len(counts), seen.peak))
 
 
 def _divergence(counts: Array, end: int, levels: int) -> float:

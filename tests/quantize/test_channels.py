@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edgekit.edit import Editor
+from edgekit.edit import Editor, quiet_copies
 from edgekit.model import Input, Model
 from edgekit.quantize.channels import find_producers, rescale
 from edgekit.quantize.follow import follow
@@ -135,7 +136,9 @@ def export(module):
 
 
 def in_double(graph, x):
-    return graph.exported.module(check_guards=False).double()(x=x)
+    with quiet_copies():
+        module = copy.deepcopy(graph.exported.module(check_guards=False))
+    return module.double()(x=x)
 
 
 def reaches(editor):

@@ -78,7 +78,11 @@ def calibrated(module, samples, scheme, products=True):
     return graph, table, seen
 
 
-@pytest.fixture(scope="module", params=SCHEMES, ids=lambda scheme: f"{scheme.weight}-{scheme.group}")
+def named(scheme):
+    return f"{scheme.weight}-{scheme.granularity}"
+
+
+@pytest.fixture(scope="module", params=SCHEMES, ids=named)
 def case(request):
     torch.manual_seed(0)
     return calibrated(Net(), IMAGES, request.param)
@@ -119,7 +123,7 @@ def test_weights_are_scale_times_level_and_stay_so(case, method):
         assert torch.allclose(exact, levels(weight, entry).double(), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: f"{scheme.weight}-{scheme.group}")
+@pytest.mark.parametrize("scheme", SCHEMES, ids=named)
 @pytest.mark.parametrize("method", METHODS[::2], ids=repr)
 def test_the_levels_chosen_are_the_levels_stored(method, scheme):
     torch.manual_seed(0)
