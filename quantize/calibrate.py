@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from edgekit import files
-from edgekit.edit import Editor
 from edgekit.errors import EdgekitError
 from edgekit.progress import say, track
 from edgekit.quantize.observe import (

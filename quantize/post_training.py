@@ -157,9 +157,7 @@ def _prepared(
     return graph, factors
 
 
-def _entries(
-    graph: Graph, sites: tuple[Site, ...], seen: Seen, plan: Plan
-) -> dict[str, Entry]:
+def _entries(graph: Graph, sites: tuple[Site, ...], seen: Seen, plan: Plan) -> dict[str, Entry]:
     editor = Editor(graph)
     calls = {node.name: node for node in editor.calls()}
     scheme = plan.scheme

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from edgekit.edit import Editor
     from edgekit.model import Graph
 
-_DEFAULTS: dict[str, Any] = {"bias": None, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
+_DEFAULTS: dict[str, Any] = {
+    "bias": None,
+    "stride": [1, 1],
+    "padding": [0, 0],
+    "dilation": [1, 1],
+    "groups": 1,
+}
 
 
 def rewrite(graph: Graph) -> Graph:
@@ -58,7 +64,7 @@ def _linear(editor: Editor, node: Node) -> Node:
     if weight is None:
         raise TypeError(f"{node.name} has no constant weight")
     batch, channels, height, width = x.meta["val"].shape
-    out, _, k, l = weight.shape  # noqa: E741 - as in the equation
+    k, l = weight.shape[2:]  # noqa: E741 - as in the equation
     rows, columns = height // k, width // l
 
     def call(operator: Any, *args: Any) -> Node:

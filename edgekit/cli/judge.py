@@ -13,8 +13,8 @@ from edgekit.cli.options import Checkpoint, Inputs, Json, Partial, Random, Set, 
 from edgekit.errors import CheckFailed, EdgekitError
 
 if TYPE_CHECKING:
+    from edgekit.evaluation.scores import Report
     from edgekit.recipe import Recipe
-    from edgekit.scores import Report
 
 
 def verify(
@@ -82,7 +82,7 @@ def evaluate(
 
 def _subject(values: dict[str, Any]) -> tuple[str | Recipe, Recipe | None]:
     """What to evaluate, and its source where that was given."""
-    from edgekit.subject import is_made
+    from edgekit.evaluation.subject import is_made
 
     subject, model = values["subject"], values["model"]
     names = ("checkpoint", "random_weights", "allow_partial", "set_", "input_")

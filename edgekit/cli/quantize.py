@@ -40,10 +40,10 @@ from edgekit.cli.options import (
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
-    from edgekit.choice import Found, Goal
     from edgekit.quantize.search import Point
-    from edgekit.quantizing import Analysis, Made
     from edgekit.recipe import Recipe
+    from edgekit.tuning.choice import Found, Goal
+    from edgekit.tuning.quantizing import Analysis, Made
 
 #: Rows of a table in the terminal; the files hold all.
 ROWS = 20
@@ -116,7 +116,7 @@ def quantize(
 
 def _goal(values: dict[str, Any]) -> Goal | None:
     """What to search for; None if nothing of it was asked."""
-    from edgekit.choice import Goal
+    from edgekit.tuning.choice import Goal
 
     drop, drift = values["accuracy_drop"], values["max_drift"]
     latency, size = values["latency"], values["size"]
@@ -138,7 +138,7 @@ def _check_folder(output: Path) -> None:
 
 
 def _make(recipe: Recipe, output: Path, as_json: bool) -> None:
-    from edgekit import quantizing
+    from edgekit.tuning import quantizing
 
     if output.suffix == "":
         raise EdgekitError(
@@ -174,7 +174,8 @@ def _compared(made: Made) -> list[str]:
 
 
 def _analyze(recipe: Recipe, output: Path, as_json: bool) -> None:
-    from edgekit import quantizing, table
+    from edgekit import table
+    from edgekit.tuning import quantizing
 
     found = quantizing.analyze(recipe, output)
     if as_json:
@@ -219,7 +220,8 @@ def _suggestion(found: Analysis, output: Path) -> list[str]:
 
 
 def _search(recipe: Recipe, goal: Goal, output: Path, as_json: bool) -> None:
-    from edgekit import mixing, table
+    from edgekit import table
+    from edgekit.tuning import mixing
 
     found = mixing.search(recipe, goal, output)
     if as_json:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekit.bundle import Bundle
-    from edgekit.scores import Report, Score
+    from edgekit.evaluation.scores import Report, Score
     from edgekit.single import Checked
 
 

@@ -36,8 +36,10 @@ class Prepare(Protocol):
 class Round(Protocol):
     """Rounds weights, or corrects what rounding did, once the scales are known."""
 
-    #: Whether it needs the products x x^T of each layer's inputs.
-    products: bool
+    @property
+    def products(self) -> bool:
+        """Whether it needs the products x x^T of each layer's inputs."""
+        ...
 
     def round(self, graph: Graph, table: ScaleTable, seen: Seen) -> Graph:
         """The graph with changed tensors.

@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from edgekit.choice import Goal, Trial, verdict
 from edgekit.latency import Ratio
 from edgekit.quantize.post_training import Quantized
 from edgekit.recipe import Recipe
+from edgekit.tuning.choice import Goal, Trial, verdict
 
 SMALL = ("--samples", "8", "--evaluation-samples", "8", "--warmup", "0", "--iterations", "10")
 FAST = (*SMALL, "--seconds", "0.01", "--effort", "quick")

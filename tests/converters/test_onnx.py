@@ -14,7 +14,6 @@ from edgekit.converters import onnx as converter
 from edgekit.converters.rewrites import attention
 from edgekit.data import open_data
 from edgekit.drift import compare, cosine
-from edgekit.edit import Editor
 from edgekit.errors import EdgekitError
 from edgekit.model import Input, Model
 from edgekit.quantize.effort import plan_for

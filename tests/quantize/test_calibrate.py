@@ -1,4 +1,4 @@
-"""Calibration: one pass, whatever the number of samples; it stops early, and goes on when killed."""
+"""Calibration: one pass, memory that does not grow, an early end, and going on when killed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ def test_statistics_are_those_of_all_values_at_once(graph, sites):
 
 def test_memory_does_not_grow_with_samples(graph, sites):
     sizes = [
-        sum(array.nbytes for array in save_arrays(observe(graph, sites, few, Range()).by_site).values())
+        sum(
+            array.nbytes
+            for array in save_arrays(observe(graph, sites, few, Range()).by_site).values()
+        )
         for few in (data(graph, VALUES[:4]), data(graph))
     ]
     assert sizes[0] == sizes[1]
@@ -178,9 +181,7 @@ def test_tokens_several_inputs_and_variable_lengths():
     graph = Model(Tokens(), inputs, ("y",), "tokens").export()
     random = np.random.default_rng(0)
     lengths = [3, 5, 5, 9, 2, 2, 2, 7]
-    samples = [
-        {"ids": random.integers(0, 10, n), "mask": np.ones(n, np.float32)} for n in lengths
-    ]
+    samples = [{"ids": random.integers(0, 10, n), "mask": np.ones(n, np.float32)} for n in lengths]
     seen = observe(
         graph, find_sites(Editor(graph)), open_data(samples, inputs, None), Range(), batch_size=2
     )

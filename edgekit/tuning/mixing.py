@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit import confidence, files
-from edgekit.choice import Found, Goal, Trial, picture, verdict
-from edgekit.costs import BYTES, Costs, by_peaks, by_profile, by_share
+from edgekit import files
 from edgekit.drift import compare
 from edgekit.errors import CheckFailed, EdgekitError
+from edgekit.evaluation import confidence
 from edgekit.find import find
 from edgekit.latency import Ratio, paired, thread_counts
 from edgekit.metrics import top1
 from edgekit.model import run_module
 from edgekit.progress import say, stage, track
 from edgekit.quantize.search import Candidate, Point, first_within, front, last_good
-from edgekit.quantizing import (
+from edgekit.recipe import Recipe
+from edgekit.targets import Target
+from edgekit.tuning.choice import Found, Goal, Trial, picture, verdict
+from edgekit.tuning.costs import BYTES, Costs, by_peaks, by_profile, by_share
+from edgekit.tuning.quantizing import (
     RECIPE,
     Analysis,
     examine,
@@ -34,8 +37,6 @@ from edgekit.quantizing import (
     settings_of,
     write_recipe,
 )
-from edgekit.recipe import Recipe
-from edgekit.targets import Target
 from edgekit.work import Work
 
 if TYPE_CHECKING:

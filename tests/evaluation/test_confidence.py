@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgekit import confidence
+from edgekit.evaluation import confidence
 
 
 def hits(count: int, of: int) -> np.ndarray:

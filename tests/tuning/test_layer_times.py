@@ -10,13 +10,13 @@ import torch
 
 from edgekit import targets
 from edgekit.converters import onnx
-from edgekit.costs import by_peaks, by_profile, by_share
 from edgekit.errors import EdgekitError
 from edgekit.latency import Ratio
-from edgekit.layer_times import _homes, layer_times
 from edgekit.model import Input, Model
 from edgekit.quantize.schemes import SCHEMES
 from edgekit.quantize.sensitivity import Damage
+from edgekit.tuning.costs import by_peaks, by_profile, by_share
+from edgekit.tuning.layer_times import _homes, layer_times
 
 RATIO = Ratio(0.5, 0.4, 0.6, first_ms=2.0, second_ms=4.0, rounds=3, threads=1)
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
 from edgekit.latency import Ratio
-from edgekit.layer_times import layer_times
 from edgekit.targets import Target
+from edgekit.tuning.layer_times import layer_times
 
 if TYPE_CHECKING:
     from edgekit.quantize.schemes import Scheme

@@ -11,9 +11,9 @@ from edgekit.latency import Ratio
 from edgekit.plot import Dot, curve
 
 if TYPE_CHECKING:
-    from edgekit.costs import Costs
     from edgekit.quantize.search import Point
-    from edgekit.quantizing import Analysis
+    from edgekit.tuning.costs import Costs
+    from edgekit.tuning.quantizing import Analysis
 
 SCHEMA_VERSION = 1
 

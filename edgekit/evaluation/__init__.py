@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import confidence
 from edgekit.data import Dataset, open_data
 from edgekit.errors import CheckFailed, EdgekitError
+from edgekit.evaluation import confidence
+from edgekit.evaluation.scores import Report, Row, Score
+from edgekit.evaluation.subject import Candidate, Subject, open_subject
 from edgekit.find import find
 from edgekit.metrics import load as load_metric
 from edgekit.model import Model, run_module
 from edgekit.progress import track
-from edgekit.scores import Report, Row, Score
-from edgekit.subject import Candidate, Subject, open_subject
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit import confidence
 from edgekit.errors import EdgekitError
+from edgekit.evaluation import confidence
 
 SCHEMA_VERSION = 1
 
