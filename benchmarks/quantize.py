@@ -42,7 +42,7 @@ from edgekit.latency import environment, thread_counts
 from edgekit.progress import say
 
 #: A conversion that takes longer is stopped, and the table says so.
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = 180
 #: Seconds and rounds of latency for one number of threads.
 SECONDS, ROUNDS = 30.0, 30
 CHILD = Path(__file__).parent / "peers" / "child.py"

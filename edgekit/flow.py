@@ -141,7 +141,7 @@ class _Build:
     def _quantized(self) -> tuple[Quantized | None, str, dict[str, Any]]:
         """The scales, saved in the bundle, their digest, and what they were made of."""
         from edgekit.quantize.calibrate import Store
-        from edgekit.quantize.post_training import TENSORS, Quantized
+        from edgekit.quantize.post_training import Quantized
 
         if self.recipe.scheme is None:
             return None, "", {}
@@ -151,13 +151,10 @@ class _Build:
         store = Store(self.draft.path / ".calibration.npz", files.digest(inputs))
         found = self._step("calibrate", inputs, lambda out: self._quantize(out, store), SCALES)
         path = self.draft.path / SCALES
-        beside = [p for p in (path, path.with_name(TENSORS)) if p.exists()]
-        return Quantized.load(path), files.digest([files.sha256(p) for p in beside]), found
+        self.work.made = Quantized.load(path)
+        return self.work.made, files.sha256(path), found
 
     def _quantize(self, out: Path, store: Store) -> dict[str, Any]:
-        from edgekit.quantize.post_training import TENSORS
-
-        (self.draft.path / TENSORS).unlink(missing_ok=True)  # of a killed run with other methods
         made = self.work.quantize(store)
         made.save(out)
         return {"calibrated_on": made.table.data, "calibration_samples": made.table.samples}

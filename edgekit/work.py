@@ -57,6 +57,8 @@ class Work:
         self.recipe = recipe
         self._given = {"calibration": calibration, "evaluation": evaluation}
         self._opened: dict[str, Dataset] = {}
+        #: What quantization found, once it has: its methods move values between layers.
+        self.made: Quantized | None = None
         if not (recipe.random_calibration or self._sources()):
             raise EdgekitError(
                 "There is no data to check the result with.",
@@ -198,7 +200,8 @@ class Work:
         failure = tolerance.failure(drift)
         if failure:
             batch = self.batches[0]
-            reference = trace_graph(self.graph, batch)
+            source = self.graph if self.made is None else self.made.applied(self.graph)
+            reference = trace_graph(source, batch)
             traced = find("runtimes", runtime).trace(artifact, batch)
             layer = first_divergence(self.graph, reference, traced, tolerance.cosine)
             failure = f"{failure}; first diverges at {layer}"
@@ -227,8 +230,8 @@ class Work:
         Raises:
             CheckFailed: it is out of tolerance; nothing is written.
         """
-        quantized = self.quantize() if self.recipe.scheme else None
-        graph = self.lower(target, quantized)
+        self.made = self.quantize() if self.recipe.scheme else None
+        graph = self.lower(target, self.made)
         status, drift = "", None
         with files.atomic(out) as room, tempfile.TemporaryDirectory() as scratch:
             source: Graph | Path = graph

@@ -56,12 +56,11 @@ def place(graph: Graph, table: ScaleTable, rules: Rules, precision: str = "int8"
     for name, site in sites.items():
         if name not in table.sites or not rules.takes(site.operator):
             continue
-        if _operator(calls[site.node].args[0]) in rules.float_after:
-            continue
-        if site.kind == "weight":
-            placer.layer(calls[site.node], site, table)
-        elif site.kind == "query" and is_static(calls[site.node]):
-            placer.attention(calls[site.node], site, table)
+        call = calls[site.node]
+        if site.kind == "weight" and _operator(call.args[0]) not in rules.float_after:
+            placer.layer(call, site, table)
+        elif site.kind == "query" and is_static(call):
+            placer.attention(call, site, table)
     return editor.done(precision)
 
 

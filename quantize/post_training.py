@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from edgekit import files
 from edgekit.edit import Editor
 from edgekit.errors import EdgekitError
 from edgekit.progress import stage
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Samples that the methods before calibration look at: peaks of channels settle soon.
 PREPARING = 64
-TENSORS = "tensors.safetensors"
+TENSORS = ".safetensors"
 _SCALE, _FACTORS = ":scale", ":factors"
 
 
@@ -71,29 +72,36 @@ class Quantized:
         return editor.done()
 
     def save(self, path: Path) -> None:
-        """Write the table to ``path``, and the tensors, if any, beside it."""
+        """Write the table to ``path``, and the tensors, if any, beside it as ``.safetensors``."""
         from safetensors.torch import save_file
 
-        self.table.save(path)
+        beside, table = path.with_suffix(TENSORS), self.table
         if self.tensors:
-            save_file(self.tensors, path.with_name(TENSORS))
+            save_file(self.tensors, beside)
+            table = table.model_copy(update={"tensors": files.sha256(beside)})
+        table.save(path)
 
     @classmethod
     def load(cls, path: Path) -> Quantized:
         """Read what was saved.
 
         Raises:
-            EdgekitError: the table is missing or malformed, or the tensors cannot be read.
+            EdgekitError: the table is missing or malformed, or the tensors that it was found with
+                are not beside it.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
-        beside = path.with_name(TENSORS)
-        table = ScaleTable.load(path)
-        try:
-            return cls(table, load_file(beside) if beside.exists() else {})
-        except (OSError, SafetensorError) as error:
-            raise EdgekitError(f"{beside} cannot be read.", str(error)) from error
+        table, beside = ScaleTable.load(path), path.with_suffix(TENSORS)
+        if table.tensors is None:
+            return cls(table, {})
+        if not beside.exists() or files.sha256(beside) != table.tensors:
+            raise EdgekitError(
+                f"{path} lacks the tensors that it was found with.",
+                f"{beside.name} beside it is " + ("another." if beside.exists() else "missing."),
+                "Copy both files together.",
+            )
+        # Read, not mapped: a mapped file keeps its disk busy.
+        return cls(table, load(beside.read_bytes()))
 
 
 def quantize(

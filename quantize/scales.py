@@ -50,6 +50,7 @@ class ScaleTable(BaseModel):
         effort: which accuracy methods were applied.
         data: the calibration set, in words.
         samples: how many of its samples were seen.
+        tensors: the digest of the file of tensors that it was found with, or None.
         sites: by site name.
     """
 
@@ -60,6 +61,7 @@ class ScaleTable(BaseModel):
     effort: str
     data: str
     samples: int
+    tensors: str | None = None
     sites: dict[str, Entry]
 
     def without(self, names: Collection[str]) -> Self:

@@ -174,7 +174,7 @@ def test_bad_data(spoil, role, edgekit, model, digits_folder, here, tmp_path):
     message = spoil(data)
     source = data / "samples.npy" if spoil is nan_sample else data
     other = "--evaluation" if role == "--calibration" else "--calibration"
-    flags = (role, source, other, digits_folder, "--samples", "16", "--precision", "int8")
+    flags = (role, source, other, digits_folder, "--precision", "int8")
     refused(edgekit("build", model, "-t", "cpu", *flags, "-o", "out"), message)
     assert left(here) == set()
 

@@ -85,14 +85,12 @@ def test_one_command_builds_for_every_runtime(whole_bundle):
 
 def test_one_scale_table_serves_all_and_each_row_says_what_stays_float(whole_bundle):
     found = rows(whole_bundle[0])
-    every = len(json.loads((whole_bundle[0] / "scales.json").read_text())["sites"]) // 2
-    cpu = found["cpu/model.onnx"].details
-    assert cpu["kept_float"] == ["patch_embed.proj"]
-    assert cpu["quantized_modules"] == every - 1
-    for path in ("rtx-4090/model.onnx", "iphone-15-pro/model.mlpackage"):
+    sites = json.loads((whole_bundle[0] / "scales.json").read_text())["sites"]
+    every = sum(name.endswith(".weight") for name in sites)
+    for path in ("cpu/model.onnx", "rtx-4090/model.onnx", "iphone-15-pro/model.mlpackage"):
         assert found[path].details["kept_float"] == []
         assert found[path].details["quantized_modules"] == every
-    assert f"{every - 1} of {every} layers quantized" in whole_bundle[1].out
+    assert f"{every} of {every} layers quantized" in whole_bundle[1].out
 
 
 def test_reference_and_manifest_state_the_proof(whole_bundle):
@@ -195,7 +193,7 @@ def test_a_killed_build_goes_on_at_its_first_unfinished_step(
 
     assert edgekit(*arguments).code == 0
     assert not done & set(ran)
-    assert set(ran) | done == {"reference", "calibrate", *ARTIFACT, "baseline"}
+    assert set(ran) | done == {"reference", "calibrate", *QUANTIZED, "baseline"}
     assert alone(out)
     resumed, straight = Bundle.open(out).manifest, Bundle.open(cpu_bundle).manifest
     assert [row.sha256 for row in resumed.rows] == [row.sha256 for row in straight.rows]
@@ -211,6 +209,10 @@ def test_out_of_tolerance_exits_1_names_the_layer_and_marks_the_bundle(
     (tmp_path / "scales.json").write_text(json.dumps(table))
     out = tmp_path / "bundle"
     arguments = (*digits_request, "-t", "cpu", "-o", out, "--scales", tmp_path / "scales.json")
+    apart = edgekit(*arguments)
+    assert apart.code == 2
+    assert "Copy both files together" in apart.err
+    shutil.copy(cpu_bundle / "scales.safetensors", tmp_path)
     result = edgekit(*arguments)
     assert result.code == 1
     assert "is marked failed" in result.err
@@ -298,7 +300,8 @@ def test_random_data_is_stated(factory, edgekit, tmp_path):
 def test_exclude_holds_for_a_given_table_too(factory, edgekit, tmp_path):
     command = (*factory, "-t", "cpu", "--precision", "int8")
     assert edgekit(*command).code == 0
-    shutil.copy(tmp_path / "bundle" / "scales.json", tmp_path / "scales.json")
+    for name in ("scales.json", "scales.safetensors"):
+        shutil.copy(tmp_path / "bundle" / name, tmp_path)
     assert edgekit(*command, "--scales", "scales.json", "--exclude", "2").code == 0
     details = Bundle.open(tmp_path / "bundle").manifest.rows[0].details
     assert details["kept_float"] == ["2"]

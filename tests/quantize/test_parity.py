@@ -45,8 +45,9 @@ def work(request, digits_folder):
         "targets": BACKENDS,
         "precision": "int8",
         "calibration": digits_folder,
-        "samples": 32,
-        "evaluation_samples": 8,
+        "samples": 8,
+        "effort": "balanced" if request.param == "vit" else "quick",
+        "evaluation_samples": 4,
     }
     torch.manual_seed(0)
     made = Work(Recipe.check(recipe, "test"))
