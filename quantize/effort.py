@@ -15,7 +15,7 @@ from edgekit.quantize.methods.smooth import Smooth
 from edgekit.quantize.schemes import QMAX, Effort, Scheme
 
 #: By how much a layer's noise to signal must fall for an input to be divided as the model runs.
-_GAINS = {"balanced": 1e-2, "best": 1e-3}
+_GAINS = {"balanced": 3e-3, "best": 1e-3}
 
 
 @dataclass(frozen=True)

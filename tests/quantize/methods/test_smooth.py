@@ -206,6 +206,6 @@ def test_the_plan_prepares_what_integers_need():
     assert plan_for(SCHEMES["w4a16"], "best", None).prepare == ()
     assert plan_for(SCHEMES["fp8"], "balanced", None).prepare == ()
     balanced = plan_for(SCHEMES["w4a8"], "balanced", None).prepare
-    assert balanced == (Equalize(), Smooth(levels=7, gain=1e-2))
+    assert balanced == (Equalize(), Smooth(levels=7, gain=3e-3))
     tensor = plan_for(scheme_for("int8", "tensor"), "best", None).prepare
     assert tensor == (Equalize(), Smooth(gain=1e-3, by_channel=False))
