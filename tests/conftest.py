@@ -20,7 +20,18 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: Flags for a build that measures hardly at all.
-FAST = ("--samples", "16", "--evaluation-samples", "16", "--warmup", "0", "--iterations", "10", "--seconds", "0.01")
+FAST = (
+    "--samples",
+    "16",
+    "--evaluation-samples",
+    "16",
+    "--warmup",
+    "0",
+    "--iterations",
+    "10",
+    "--seconds",
+    "0.01",
+)
 
 
 @dataclass(frozen=True)
