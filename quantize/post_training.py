@@ -157,8 +157,11 @@ def _prepared(
     if not plan.prepare or plan.scheme.activation is None:
         return graph, factors
     few = data.take(min(PREPARING, len(data)), seed=0)
+    inputs = tuple(site for site in sites if site.kind == "input")
     for method in plan.prepare:
-        seen = observe(graph, sites, few, plan.range, batch_size=batch_size)
+        seen = Seen({}, 0)
+        if method.observes:
+            seen = observe(graph, inputs, few, plan.range, batch_size=batch_size)
         with stage(f"Preparing: {type(method).__name__}"):
             graph, added = method.prepare(graph, seen)
         factors |= {f"{site}{_FACTORS}": value for site, value in added.items()}

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 class Prepare(Protocol):
     """Makes a graph easier to quantize, before its ranges are found."""
 
+    @property
+    def observes(self) -> bool:
+        """Whether it needs to have seen samples."""
+        ...
+
     def prepare(self, graph: Graph, seen: Seen) -> tuple[Graph, dict[str, torch.Tensor]]:
         """The graph with changed tensors, and by input site the factors that it divides by.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -33,6 +33,7 @@ class Equalize:
     """
 
     sweeps: int = 8
+    observes: ClassVar[bool] = False
 
     def prepare(self, graph: Graph, seen: Seen) -> tuple[Graph, dict[str, torch.Tensor]]:
         """The graph with equal ranges; nothing is divided as the model runs."""

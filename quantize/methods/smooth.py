@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -104,6 +104,7 @@ class Smooth:
     divide: bool = True
     gain: float = 1e-2
     by_channel: bool = True
+    observes: ClassVar[bool] = True
 
     def prepare(self, graph: Graph, seen: Seen) -> tuple[Graph, dict[str, torch.Tensor]]:
         """The graph with smoother inputs, and by site what is divided as the model runs."""
