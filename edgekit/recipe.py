@@ -11,8 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgekit.errors import EdgekitError
 from edgekit.families import is_onnx
 from edgekit.find import unknown
-from edgekit.quantize.schemes import SCHEMES, Effort, Granularity, Scheme, scheme_for
-from edgekit.targets import Precision, Target, load
+from edgekit.progress import say
+from edgekit.quantize.schemes import (
+    SCHEMES,
+    Effort,
+    Granularity,
+    Precision,
+    Scheme,
+    scheme_for,
+)
+from edgekit.targets import Target, load
 
 _PATHS = ("checkpoint", "calibration", "evaluation", "scales")
 
@@ -146,4 +154,6 @@ class Recipe(BaseModel):
         found = [load(name) for name in self.targets]
         for target in found:
             target.require(self.precision)
+            if self.precision in target.notes:
+                say(f"{target.title}, {self.precision}: {target.notes[self.precision]}.")
         return found

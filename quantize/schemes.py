@@ -7,6 +7,7 @@ from typing import Literal
 
 from edgekit.errors import EdgekitError
 
+Precision = Literal["fp32", "fp16", "int8", "w8a16", "w4a16", "w4a8", "fp8"]
 Dtype = Literal["int8", "uint8", "int4", "fp8"]
 Effort = Literal["quick", "balanced", "best"]
 Granularity = Literal["tensor", "channel", "group32", "group64", "group128"]

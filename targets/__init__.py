@@ -10,9 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgekit.errors import EdgekitError
 from edgekit.find import unknown
-from edgekit.quantize.schemes import SCHEMES
-
-Precision = Literal["fp32", "fp16", "int8", "w8a16", "w4a16", "w4a8", "fp8"]
+from edgekit.quantize.schemes import SCHEMES, Precision
 
 
 class Target(BaseModel):
@@ -34,6 +32,7 @@ class Target(BaseModel):
         bandwidth_gb_s: peak memory bandwidth, in GB/s.
         peak: dense peak rates by dtype, in 10**12 operations a second.
         power_modes: names of the power modes the peaks hold for.
+        notes: precision -> what a user of it should know on this device.
         sources: fact -> where it was read.
     """
 
@@ -54,6 +53,7 @@ class Target(BaseModel):
     bandwidth_gb_s: float | None = None
     peak: dict[str, float] = {}
     power_modes: tuple[str, ...] = ()
+    notes: dict[str, str] = {}
     sources: dict[str, str]
 
     def require(self, precision: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgekit.cli import show
 from edgekit.cli.options import Checkpoint, Inputs, Json, Partial, Random, Set, recipe_from
 from edgekit.errors import CheckFailed, EdgekitError
+from edgekit.quantize import schemes
 
 if TYPE_CHECKING:
     from edgekit.evaluation.scores import Report
@@ -21,7 +22,7 @@ def verify(
     path: Annotated[Path, typer.Argument(help="A bundle, or an artifact.")],
     reference: Annotated[Path | None, typer.Option(help="reference.npz, for an artifact.")] = None,
     precision: Annotated[
-        Literal["fp32", "fp16", "int8"], typer.Option(help="Whose tolerance, for an artifact.")
+        schemes.Precision, typer.Option(help="Whose tolerance, for an artifact.")
     ] = "fp32",
     as_json: Json = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgekit.errors import EdgekitError
+from edgekit.quantize import schemes
 
 if TYPE_CHECKING:
     from edgekit.recipe import Recipe
@@ -22,7 +23,7 @@ Targets = Annotated[
     list[str] | None, typer.Option("--target", "-t", help="Target device; repeat for several.")
 ]
 Precision = Annotated[
-    Literal["fp32", "fp16", "int8", "w8a16", "w4a16", "w4a8", "fp8"] | None,
+    schemes.Precision | None,
     typer.Option(help="Of artifacts."),
 ]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights: .safetensors, .pt, .pth, .bin.")]
