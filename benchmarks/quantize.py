@@ -1,7 +1,7 @@
 """Our post-training quantization beside its peers, in one run: accuracy, latency, time, memory.
 
     python examples/digits.py
-    python benchmarks/quantize.py --markdown docs/quantization.md
+    python benchmarks/quantize.py --markdown docs/benchmarks.md
 
 - The peers, each in an environment of its own with pinned packages (benchmarks/peers/NAME.txt,
   installed under .peers/ when first needed; --setup does only that), start from one fp32 source,
