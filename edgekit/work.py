@@ -137,8 +137,8 @@ class Work:
 
         Args:
             store: where calibration keeps what it saw, to go on after it was killed.
-            rounding: False leaves out the methods that round weights: what is then applied to
-                the float graph leaves its function as it is.
+            rounding: False leaves weights unrounded: what is then applied to the float graph
+                leaves its function as it is.
         """
         from edgekit.edit import Editor
         from edgekit.quantize.effort import plan_for
@@ -161,7 +161,7 @@ class Work:
         graph = self.graph
         if recipe.batch not in ("dynamic", size):
             graph = export(self.model.with_batch("dynamic"))
-        return quantize(graph, self.datasets[0], plan, recipe.exclude, size, store)
+        return quantize(graph, self.datasets[0], plan, recipe.exclude, size, store, rounding)
 
     def lower(self, target: Target, quantized: Quantized | None) -> Graph:
         """The graph as the target's runtime wants it, in the recipe's precision."""

@@ -111,6 +111,7 @@ def quantize(
     exclude: Sequence[str] = (),
     batch_size: int = 1,
     store: Store | None = None,
+    as_levels: bool = True,
 ) -> Quantized:
     """Scales for every site, and the tensors that the plan's methods changed.
 
@@ -119,6 +120,7 @@ def quantize(
         data: samples by input name, without a batch.
         exclude: globs over module paths that stay in float.
         store: where calibration keeps what it saw, to go on after it was killed.
+        as_levels: whether weights that changed are kept as levels; else as unrounded floats.
 
     Raises:
         EdgekitError: nothing to quantize; no, constant or not finite samples.
@@ -146,7 +148,7 @@ def quantize(
     for method in plan.round:
         with stage(f"Rounding weights: {type(method).__name__}"):
             rounded = method.round(rounded, table, seen)
-    return Quantized(table, changed_tensors(graph, rounded, table) | factors)
+    return Quantized(table, changed_tensors(graph, rounded, table if as_levels else None) | factors)
 
 
 def _prepared(
@@ -196,8 +198,10 @@ def _activation_dtype(dtype: Dtype, site: Site) -> Dtype:
     return "uint8" if dtype == "int8" and site.kind == "probabilities" else dtype
 
 
-def changed_tensors(before: Graph, after: Graph, table: ScaleTable) -> dict[str, torch.Tensor]:
-    """The tensors of ``before`` that differ in ``after``, weights as levels with their scales.
+def changed_tensors(
+    before: Graph, after: Graph, table: ScaleTable | None
+) -> dict[str, torch.Tensor]:
+    """The tensors of ``before`` that differ in ``after``, weights as a table's levels and scales.
 
     A weight that something else reads too, such as an embedding, is kept in float.
     """
@@ -206,7 +210,7 @@ def changed_tensors(before: Graph, after: Graph, table: ScaleTable) -> dict[str,
     editor = Editor(after)
     calls = {node.name: node for node in editor.calls()}
     for site in find_sites(editor):
-        entry = table.sites.get(site.name)
+        entry = table.sites.get(site.name) if table else None
         if site.kind != "weight" or entry is None:
             continue
         holder: Any = calls[site.node].args[1]

@@ -67,6 +67,8 @@ def test_an_analysis_names_modules_and_writes_a_recipe(
     assert "head" not in modules
     for module in modules:
         assert module in result.out
+    # Weights that outliers were moved into are judged before they are rounded, too.
+    assert all(damage["sqnr_weight"] < 100 for damage in found["damages"])
     drifts = [damage["drift"] for damage in found["damages"]]
     assert drifts == sorted(drifts, reverse=True)
     bars = ElementTree.parse(here / "found" / "sensitivity.svg").getroot()
