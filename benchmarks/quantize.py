@@ -44,7 +44,7 @@ from edgekit.progress import say
 #: A conversion that takes longer is stopped, and the table says so.
 LIMIT_SECONDS = 180
 #: Seconds and rounds of latency for one number of threads.
-SECONDS, ROUNDS = 30.0, 30
+SECONDS, ROUNDS = 15.0, 30
 CHILD = Path(__file__).parent / "peers" / "child.py"
 Report = dict[str, dict[str, Any]]
 

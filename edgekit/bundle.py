@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from edgekit import files
+from edgekit import files, interrupt
 from edgekit.errors import EdgekitError
 
 MANIFEST = "manifest.json"
@@ -178,6 +178,7 @@ class Draft:
             run: does the work, writing to the path it is given; returns facts as JSON values.
             produces: the file or folder that ``run`` writes, relative to the bundle.
         """
+        interrupt.check()
         key = files.digest(inputs)
         if self._reuse(name, key):
             return self._done[name]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import signal
 
 import pytest
 
 from edgekit.bundle import Bundle, Draft, Manifest
 from edgekit.errors import EdgekitError
+from edgekit.interrupt import listen
 
 
 @pytest.fixture
@@ -132,3 +135,18 @@ def test_what_no_step_of_this_build_wrote_is_left_out(tmp_path):
     assert found == {"manifest.json", "folder/two.txt"}
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
     assert set(Bundle.open(made.path).manifest.steps) == {"two"}
+
+
+def test_an_interrupt_that_python_swallowed_ends_the_next_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgekit.interrupt._asked", False)
+    before = signal.getsignal(signal.SIGINT)
+    listen()
+    try:
+        with Draft(tmp_path / "out") as draft:
+            draft.step("first", {}, lambda _: {})
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                draft.step("second", {}, lambda _: {})
+    finally:
+        signal.signal(signal.SIGINT, before)

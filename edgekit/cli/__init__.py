@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import typer
 
-from edgekit import progress
+from edgekit import interrupt, progress
 from edgekit.cli import judge, look, make
 from edgekit.cli.quantize import quantize
 from edgekit.errors import EdgekitError
@@ -43,6 +43,7 @@ for _name, _command in COMMANDS.items():
 def main() -> None:
     """The entry point: errors become their exit codes, never a traceback."""
     progress.enable()
+    interrupt.listen()
     try:
         app()
     except EdgekitError as error:
