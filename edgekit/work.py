@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -161,7 +162,9 @@ class Work:
         graph = self.graph
         if recipe.batch not in ("dynamic", size):
             graph = export(self.model.with_batch("dynamic"))
-        return quantize(graph, self.datasets[0], plan, recipe.exclude, size, store, rounding)
+        made = quantize(graph, self.datasets[0], plan, recipe.exclude, size, store, rounding)
+        gc.collect()  # fx graphs are cycles, and those in between hold copies of the weights
+        return made
 
     def lower(self, target: Target, quantized: Quantized | None) -> Graph:
         """The graph as the target's runtime wants it, in the recipe's precision."""
@@ -174,6 +177,7 @@ class Work:
             graph = _rewritten(graph, rules.quantized_rewrites)
             graph = place(graph, quantized.table, rules, precision)
         graph = _rewritten(graph, rules.rewrites)
+        gc.collect()
         if precision != "fp32" and (precision == "fp16" or target.float_dtype == "fp16"):
             if rules.explicit_casts:
                 return rewrite_fp16(graph, precision)

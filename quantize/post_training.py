@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgekit.model import Graph
 
 #: Samples that the methods before calibration look at: peaks of channels settle soon.
-PREPARING = 64
+PREPARING = 16
 TENSORS = ".safetensors"
 _SCALE, _FACTORS = ":scale", ":factors"
 
