@@ -49,7 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
         "model": "timm/examples/digits_vit",
         "calibration": DIGITS / "calibration",
         "evaluation": DIGITS / "evaluation",
-        "samples": 512,
+        "evaluation_samples": 360,
     },
     "deit_tiny": {"model": "timm/deit_tiny_patch16_224", **RANDOM},
     "crossvit_tiny": {"model": "timm/crossvit_tiny_240", **RANDOM},
@@ -77,8 +77,8 @@ def ours(precision: str) -> Callable[[Work, Path], None]:
 
     def convert(work: Work, out: Path) -> None:
         target = targets.load("cpu")
-        table = work.calibrate() if precision == "int8" else None
-        work.convert(work.lower(target, table), "onnx", out, target)
+        quantized = work.quantize() if precision == "int8" else None
+        work.convert(work.lower(target, quantized), "onnx", out, target)
 
     return convert
 
