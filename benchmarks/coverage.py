@@ -152,8 +152,8 @@ def _run(check: Check, work: Work, room: Path) -> dict[str, Any]:
     if check.backend == "tensorrt":
         artifact = work.convert(_onnx_file(check, work, room), "tensorrt", out, target)
         return {"engine_mb": round(artifact.details["engine_bytes"] / 1e6, 2)}
-    scales = work.calibrate() if check.precision == "int8" else None
-    graph = work.lower(target, scales)
+    quantized = work.quantize() if check.precision == "int8" else None
+    graph = work.lower(target, quantized)
     if check.backend == "coreml":
         work.convert(graph, "coreml", out, target)
         return _parity(work, out, "coreml")
