@@ -11,7 +11,7 @@ import pytest
 
 from edgekit.bundle import Bundle, Draft, Manifest
 from edgekit.errors import EdgekitError
-from edgekit.interrupt import listen
+from edgekit.interrupt import _note
 
 
 @pytest.fixture
@@ -139,14 +139,9 @@ def test_what_no_step_of_this_build_wrote_is_left_out(tmp_path):
 
 def test_an_interrupt_that_python_swallowed_ends_the_next_step(tmp_path, monkeypatch):
     monkeypatch.setattr("edgekit.interrupt._asked", False)
-    before = signal.getsignal(signal.SIGINT)
-    listen()
-    try:
-        with Draft(tmp_path / "out") as draft:
-            draft.step("first", {}, lambda _: {})
-            with contextlib.suppress(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-            with pytest.raises(KeyboardInterrupt):
-                draft.step("second", {}, lambda _: {})
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with Draft(tmp_path / "out") as draft:
+        draft.step("first", {}, lambda _: {})
+        with contextlib.suppress(KeyboardInterrupt):
+            _note(signal.SIGINT, None)
+        with pytest.raises(KeyboardInterrupt):
+            draft.step("second", {}, lambda _: {})
