@@ -79,6 +79,8 @@ def _opset(source: Graph, target: Target) -> int:
 def _export(source: Graph, opset: int) -> ONNXProgram:
     import torch
 
+    from edgekit.converters import onnx_ops
+
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -88,7 +90,7 @@ def _export(source: Graph, opset: int) -> ONNXProgram:
                 opset_version=opset,
                 input_names=[spec.name for spec in source.inputs],
                 output_names=list(source.outputs),
-                custom_translation_table=_quantization_table(),
+                custom_translation_table=onnx_ops.table(),
                 verbose=False,
             )
     except Exception as error:
@@ -145,82 +147,6 @@ def _drop_traces(program: ONNXProgram) -> None:
         node.metadata_props.clear()
         if scopes is not None:
             node.metadata_props[MODULE_PATH] = scopes
-
-
-def _quantization_table() -> dict[Any, Any]:
-    """Q and DQ whose scale has the dtype of the float side, as opset 19 and later ask."""
-    import onnx_ir as ir
-    import torch
-    from onnxscript import opset20 as op
-    from onnxscript import opset21
-    from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers the operators
-
-    from edgekit.quantize import operators  # noqa: F401 - registers ours
-    from edgekit.quantize.place import INT4
-
-    eighth = ir.tensor([0.0], dtype=ir.DataType.FLOAT8E4M3FN).numpy()[0]
-
-    def number(value: float, dtype: Any) -> Any:
-        # A constant of the right type: each cast would cost the exporter's optimiser time.
-        typed = ir.tensor([value], dtype=ir.DataType(dtype or 1)).numpy()[0]
-        return op.Constant(value=ir.tensor(typed))
-
-    def level(zero_point: int, low: int) -> Any:
-        dtype = ir.DataType.INT8 if low < 0 else ir.DataType.UINT8
-        return op.Constant(value=ir.tensor(ir.tensor([zero_point], dtype=dtype).numpy()[0]))
-
-    def typed(scales: Any, dtype: Any) -> Any:
-        return scales if dtype in (None, 1) else op.Cast(scales, to=dtype)
-
-    def quantize(x: Any, scale: float, zero_point: int, low: int, high: int, dtype: int) -> Any:
-        return op.QuantizeLinear(x, number(scale, x.dtype), level(zero_point, low))
-
-    def dequantize(
-        x: Any,
-        scale: float,
-        zero_point: int,
-        low: int,
-        high: int,
-        dtype: int,
-        out_dtype: int = 1,
-    ) -> Any:
-        scale_ = number(scale, out_dtype)
-        return op.DequantizeLinear(x, scale_, level(zero_point, low))
-
-    def dequantize_channels(
-        x: Any,
-        scales: Any,
-        zeros: Any,
-        axis: int,
-        low: int,
-        high: int,
-        dtype: int,
-        out_dtype: int = 1,
-    ) -> Any:
-        if x.name.endswith(INT4):
-            return opset21.DequantizeLinear(x, typed(scales, out_dtype), axis=axis)
-        return op.DequantizeLinear(x, typed(scales, out_dtype), zeros, axis=axis)
-
-    def dequantize_groups(x: Any, scales: Any, axis: int, out_dtype: int = 1) -> Any:
-        size = x.shape[axis] // scales.shape[axis]
-        real = typed(scales, out_dtype)
-        return opset21.DequantizeLinear(x, real, axis=axis, block_size=size)
-
-    def quantize_fp8(x: Any, scale: float) -> Any:
-        return op.QuantizeLinear(x, number(scale, x.dtype), op.Constant(value=ir.tensor(eighth)))
-
-    def dequantize_fp8(x: Any, scales: Any, axis: int, out_dtype: int = 1) -> Any:
-        return op.DequantizeLinear(x, typed(scales, out_dtype), axis=axis)
-
-    library = torch.ops.quantized_decomposed
-    return {
-        torch.ops.edgekit.dequantize_groups.default: dequantize_groups,
-        torch.ops.edgekit.quantize_fp8.default: quantize_fp8,
-        torch.ops.edgekit.dequantize_fp8.default: dequantize_fp8,
-        library.quantize_per_tensor.default: quantize,
-        library.dequantize_per_tensor.default: dequantize,
-        library.dequantize_per_channel.default: dequantize_channels,
-    }
 
 
 def _lower_opset(path: Path, opset: int) -> None:
