@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit import files
 from edgekit.converters import Artifact
 from edgekit.errors import EdgekitError
+from edgekit.model import Dim
 from edgekit.quantize.schemes import SCHEMES
 from edgekit.targets import Target
 
@@ -149,8 +150,8 @@ def _input_types(source: Graph) -> list[Any]:
                 "Let the model take it as float32 or int32 and cast it inside.",
             )
         shape = [
-            ranges.setdefault(size, coremltools.RangeDim(1, LARGEST, default=1))
-            if isinstance(size, str)
+            ranges.setdefault(size.name, coremltools.RangeDim(1, LARGEST, default=1))
+            if isinstance(size, Dim)
             else size
             for size in spec.shape
         ]
@@ -221,4 +222,4 @@ def _details(source: Graph, spec: Any, target: Target, out: Path) -> dict[str, A
 
 
 def _dynamic(spec: Any) -> bool:
-    return any(isinstance(size, str) for size in spec.shape)
+    return any(isinstance(size, Dim) for size in spec.shape)

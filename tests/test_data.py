@@ -16,12 +16,12 @@ from safetensors.numpy import save_file
 from edgekit.data import Dataset, open_data, random_data
 from edgekit.data.images import load_image
 from edgekit.errors import EdgekitError
-from edgekit.model import Input, Preprocess
+from edgekit.model import BATCH, Dim, Input, Preprocess
 
 GREY = Preprocess((32, 32), 32, "bicubic", (0.5,), (0.5,), channels=1)
 RGB = Preprocess((48, 48), 54, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 IMAGE = (Input("x", (1, 1, 32, 32)),)
-PAIR = (Input("a", (1, 2)), Input("b", ("batch", 3), "int64"))
+PAIR = (Input("a", (1, 2)), Input("b", (BATCH, 3), "int64"))
 
 
 def photo(path: Path, width: int = 90, height: int = 70, mode: str = "RGB") -> Path:
@@ -381,7 +381,7 @@ def test_an_impossible_split_is_refused(count: int, fraction: float) -> None:
 
 
 def test_random_data_says_so_and_repeats() -> None:
-    inputs = (*PAIR, Input("c", (1, "length"), "bool"))
+    inputs = (*PAIR, Input("c", (1, Dim("length", 1, 5, 9)), "bool"))
     data, again = random_data(inputs, 20, seed=3), random_data(inputs, 20, seed=3)
     assert data.origin == "random numbers (seed 3)"
     assert data.labels is None

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edgekit.errors import EdgekitError
-from edgekit.model import Input, Model
+from edgekit.model import BATCH, Input, Model
 
 
 class Pair(torch.nn.Module):
@@ -46,7 +46,7 @@ def test_batches():
     model = Model(Pair(), INPUTS, ("y", "same"), "pair")
     assert model.with_batch(4).inputs[0].shape == (4, 2, 3)
     dynamic = model.with_batch("dynamic").inputs[0]
-    assert dynamic.shape == ("batch", 2, 3)
+    assert dynamic.shape == (BATCH, 2, 3)
     assert dynamic.sample_shape == (2, 3)
     assert dynamic.concrete(5) == (5, 2, 3)
     assert model.inputs[0].shape == (1, 2, 3)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
-from edgekit.model import Input, Preprocess
+from edgekit.model import Dim, Input, Preprocess
 from edgekit.progress import say
 
 if TYPE_CHECKING:
@@ -139,16 +139,16 @@ def random_data(inputs: tuple[Input, ...], n: int, seed: int) -> Dataset:
     """Noise, for when no data can be had; its origin says that it is.
 
     Floats are normal (mean 0, deviation 1), integers 0 or 1 (within any vocabulary), and
-    dynamic dimensions 2 long. Sample ``i`` depends on the seed and ``i`` alone.
+    sizes that vary as usual. Sample ``i`` depends on the seed and ``i`` alone.
     """
     import numpy as np
 
     def read(index: int) -> Sample:
         generator = np.random.default_rng([seed, index])
         return {
-            spec.name: generator.standard_normal(spec.concrete(2)[1:]).astype(spec.dtype)
+            spec.name: generator.standard_normal(spec.concrete()[1:]).astype(spec.dtype)
             if np.issubdtype(np.dtype(spec.dtype), np.floating)
-            else generator.integers(0, 2, spec.concrete(2)[1:]).astype(spec.dtype)
+            else generator.integers(0, 2, spec.concrete()[1:]).astype(spec.dtype)
             for spec in inputs
         }
 
@@ -191,7 +191,7 @@ def check_kind(shape: tuple[int, ...], dtype: str, spec: Input, where: str) -> N
     """Raise unless a sample's shape and dtype are those of the input."""
     expected = spec.sample_shape
     fits = len(shape) == len(expected) and all(
-        isinstance(size, str) or size == found for size, found in zip(expected, shape, strict=True)
+        isinstance(size, Dim) or size == found for size, found in zip(expected, shape, strict=True)
     )
     if not fits:
         raise EdgekitError(
@@ -216,5 +216,5 @@ def digest(*parts: str | bytes) -> str:
     return total.hexdigest()[:16]
 
 
-def _times(shape: Iterable[int | str]) -> str:
+def _times(shape: Iterable[object]) -> str:
     return "x".join(map(str, shape)) or "a single number"

@@ -11,7 +11,7 @@ from edgekit.bundle import MANIFEST, Bundle
 from edgekit.drift import TOLERANCES, compare
 from edgekit.errors import EdgekitError
 from edgekit.find import find, names
-from edgekit.model import Input, Model, Preprocess, run_module
+from edgekit.model import BATCH, Input, Model, Preprocess, run_module
 from edgekit.recipe import Recipe
 from edgekit.single import format_of, load_reference, runtime_of
 
@@ -217,7 +217,7 @@ def _described(artifact: Path, data: Any) -> tuple[Input, ...]:
         )
     found = arrays.read(path, ())
     return tuple(
-        Input(name, ("batch", *value.shape[1:]), str(value.dtype))
+        Input(name, (BATCH, *value.shape[1:]), str(value.dtype))
         for name, value in found.items()
         if name != arrays.LABELS
     )

@@ -25,7 +25,7 @@ from edgekit import files
 from edgekit.errors import EdgekitError
 from edgekit.families import Options
 from edgekit.find import unknown
-from edgekit.model import Input, Model, Preprocess, run_module
+from edgekit.model import BATCH, Input, Model, Preprocess, run_module
 from edgekit.progress import say
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _input(name: str, label: str, declared: Interface, given: Input | None) -> I
             f"The file has {'x'.join(str(s or '?') for s in declared.shape)}:{declared.dtype}.",
             "Give sizes to its dynamic dimensions only.",
         )
-    if any(isinstance(size, str) for size in shape[1:]):
+    if not all(isinstance(size, int) for size in shape[1:]):
         example = "x".join(str(s) if isinstance(s, int) else "128" for s in (1, *shape[1:]))
         raise EdgekitError(
             f"Input {label} of {name} has dynamic dimensions besides its batch.",
@@ -154,7 +154,7 @@ def _input(name: str, label: str, declared: Interface, given: Input | None) -> I
             f"Fix them, for example with --input {label}:{example}:{declared.dtype}.",
         )
     batch = declared.shape[0]
-    return Input(label, (batch if isinstance(batch, int) else "batch", *shape[1:]), declared.dtype)
+    return Input(label, (batch if isinstance(batch, int) else BATCH, *shape[1:]), declared.dtype)
 
 
 def _samples(inputs: tuple[Input, ...]) -> Arrays:
@@ -245,7 +245,7 @@ def _preprocess(
             f"It prepares one image of 1 or 3 channels; the file takes {shapes}.",
             "Drop it, and give prepared arrays as .npz.",
         )
-    channels, *size = (int(length) for length in first.shape[1:])
+    channels, *size = first.concrete()[1:]
     spread = {key: _floats(key, arguments.get(key), channels) for key in ("mean", "std")}
     if 0.0 in spread["std"]:
         raise EdgekitError("--set std holds a zero.", "Images are divided by it.")

@@ -18,7 +18,7 @@ from edgekit.converters.mil import Evaluator
 from edgekit.edit import Editor
 from edgekit.errors import EdgekitError
 from edgekit.families import torchvision
-from edgekit.model import Graph, Input, Model
+from edgekit.model import BATCH, Graph, Input, Model
 from edgekit.targets import Target
 from edgekit.targets.runtimes import coreml as runtime
 from edgekit.work import trace_graph
@@ -198,7 +198,7 @@ def test_values_keep_the_names_of_the_graphs_nodes(tmp_path: Path) -> None:
 
 
 def test_a_dynamic_batch_takes_any_size(tmp_path: Path) -> None:
-    graph = _graph(Block(), "batch", 3, 16, 16)
+    graph = _graph(Block(), BATCH, 3, 16, 16)
     artifact = coreml.convert(graph, tmp_path / "m.mlpackage", TARGET)
     evaluator = Evaluator(artifact.path)
     for batch in (1, 3):

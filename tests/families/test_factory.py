@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from edgekit import families
 from edgekit.errors import EdgekitError
 from edgekit.families import Options
-from edgekit.model import Input
+from edgekit.model import BATCH, Input
 
 HEAD = "import torch\nfrom torch import nn\n"
 NET = """
@@ -57,7 +57,7 @@ def test_a_class_with_example_inputs_and_arguments(write: Write) -> None:
 
 
 def test_inputs_of_the_options_come_first(write: Write) -> None:
-    spec = Input("x", ("batch", 3))
+    spec = Input("x", (BATCH, 3))
     assert families.load(f"{write(NET)}:Net", Options(inputs=(spec,))).inputs == (spec,)
 
 

@@ -20,7 +20,7 @@ from edgekit.edit import Editor
 from edgekit.errors import EdgekitError
 from edgekit.families import Options
 from edgekit.families import onnx as family
-from edgekit.model import Input, Model, Preprocess
+from edgekit.model import BATCH, Input, Model, Preprocess
 from edgekit.quantize.sites import find_sites
 from edgekit.recipe import Recipe
 from edgekit.work import Work
@@ -167,7 +167,7 @@ def test_a_model_gives_what_onnxruntime_gives(
     path = write(tmp_path / f"{name}.onnx", name, exporter, opset, dynamic)
     model = families.load(str(path), Options())
     assert model.weights == "checkpoint"
-    assert {spec.shape[0] for spec in model.inputs} == {"batch" if dynamic else 1}
+    assert {spec.shape[0] for spec in model.inputs} == {BATCH if dynamic else 1}
     assert distance(path, model, 3 if dynamic else 1) < 1e-4
 
 
@@ -316,7 +316,7 @@ def test_a_dynamic_dimension_is_fixed_by_an_input(tmp_path: Path) -> None:
     with pytest.raises(EdgekitError, match="--input x:1x128x4:float32"):
         families.load(str(path), Options())
     model = families.load(str(path), Options(inputs=(Input("x", (1, 7, 4)),)))
-    assert model.inputs == (Input("x", ("batch", 7, 4)),)
+    assert model.inputs == (Input("x", (BATCH, 7, 4)),)
     for wrong in (Input("x", (1, 7, 5)), Input("x", (1, 7, 4), "int64"), Input("x", (1, 4))):
         with pytest.raises(EdgekitError, match="does not fit"):
             families.load(str(path), Options(inputs=(wrong,)))

@@ -18,7 +18,7 @@ from edgekit.data.images import load_image
 from edgekit.errors import EdgekitError
 from edgekit.families import Options, processor
 from edgekit.families.torchvision import repair
-from edgekit.model import Input, Preprocess
+from edgekit.model import BATCH, Input, Preprocess
 
 repair()
 transformers = pytest.importorskip("transformers")
@@ -79,7 +79,7 @@ def test_an_image_classifier(vit: Path) -> None:
 
 
 def test_it_can_be_exported_with_a_dynamic_batch(vit: Path) -> None:
-    spec = Input("pixel_values", ("batch", 3, 32, 32))
+    spec = Input("pixel_values", (BATCH, 3, 32, 32))
     graph = families.load(f"transformers/{vit}", Options(inputs=(spec,))).export()
     assert graph.run({"pixel_values": np.zeros((3, 3, 32, 32), np.float32)})["logits"].shape == (
         3,

@@ -12,7 +12,7 @@ from edgekit import progress
 from edgekit.data import open_data
 from edgekit.edit import Editor
 from edgekit.errors import EdgekitError
-from edgekit.model import Input, Model
+from edgekit.model import BATCH, Dim, Input, Model
 from edgekit.quantize import calibrate
 from edgekit.quantize.calibrate import Store, observe
 from edgekit.quantize.observe import BINS, Statistics, save_arrays
@@ -177,7 +177,8 @@ class Tokens(torch.nn.Module):
 
 
 def test_tokens_several_inputs_and_variable_lengths():
-    inputs = (Input("ids", ("batch", "length"), "int64"), Input("mask", ("batch", "length")))
+    length = Dim("length", 1, 5, 16)
+    inputs = (Input("ids", (BATCH, length), "int64"), Input("mask", (BATCH, length)))
     graph = Model(Tokens(), inputs, ("y",), "tokens").export()
     random = np.random.default_rng(0)
     lengths = [3, 5, 5, 9, 2, 2, 2, 7]

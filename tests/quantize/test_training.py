@@ -12,7 +12,7 @@ import torch
 from edgekit.converters.rewrites import batch_norm
 from edgekit.data import open_data
 from edgekit.errors import EdgekitError
-from edgekit.model import Input, Model
+from edgekit.model import BATCH, Input, Model
 from edgekit.quantize.effort import plan_for
 from edgekit.quantize.fake_quantizer import LEAST, FakeQuantizer
 from edgekit.quantize.place import place
@@ -81,7 +81,7 @@ class Tied(torch.nn.Module):
         return torch.nn.functional.linear(x, self.table.weight)
 
 
-def exported(module, shape=("batch", 3, 8, 8), dtype="float32"):
+def exported(module, shape=(BATCH, 3, 8, 8), dtype="float32"):
     torch.manual_seed(0)
     return Model(module().eval(), (Input("x", shape, dtype),), ("y",), "net").export()
 
@@ -245,7 +245,7 @@ def test_scales_of_8_bit_floats_stay(graph):
 
 
 def test_tied_weights_stay_tied():
-    graph = exported(Tied, ("batch", 6), "int64")
+    graph = exported(Tied, (BATCH, 6), "int64")
     tokens = np.random.default_rng(0).integers(0, 11, (32, 6))
     data = open_data(tokens, graph.inputs, None)
     made = quantize(graph, data, plan_for(SCHEMES["w4a8"], "quick", None), batch_size=8)
@@ -300,4 +300,4 @@ def test_a_diverged_training_is_refused(graph, w4a8):
 
 def test_scales_of_another_model_are_refused(w4a8):
     with pytest.raises(EdgekitError, match="belongs to another model"):
-        trainable(exported(Tied, ("batch", 6), "int64"), w4a8)
+        trainable(exported(Tied, (BATCH, 6), "int64"), w4a8)

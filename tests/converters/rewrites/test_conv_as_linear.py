@@ -8,7 +8,7 @@ import torch
 
 from edgekit.converters.rewrites.conv_as_linear import rewrite
 from edgekit.edit import Editor
-from edgekit.model import Input, Model
+from edgekit.model import BATCH, Input, Model
 from edgekit.quantize.sites import find_sites
 
 X = np.random.default_rng(0).standard_normal((3, 4, 8, 12))
@@ -20,7 +20,7 @@ def export(conv, batch):
     return Model(module, inputs, ("y",), "test").export()
 
 
-@pytest.mark.parametrize("batch", [3, "batch"])
+@pytest.mark.parametrize("batch", [3, BATCH])
 @pytest.mark.parametrize(
     ("kernel", "bias"), [((4, 4), True), ((2, 3), False), ((1, 1), True), ((8, 12), False)]
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgekit.converters.rewrites import rank5
-from edgekit.model import Graph, Input
+from edgekit.model import BATCH, Dim, Graph, Input
 
 
 class Case(torch.nn.Module):
@@ -54,10 +54,10 @@ def _broadcast(x: Tensor) -> Tensor:
 CASES: list[Callable[..., Tensor]] = [_windows, _pooled, _unbound, _scrambled, _broadcast, _linear]
 
 
-def _graph(function: Callable[[Tensor], Tensor], batch: int | str = 2) -> Graph:
+def _graph(function: Callable[[Tensor], Tensor], batch: int | Dim = 2) -> Graph:
     spec = Input("x", (batch, 12, 4, 5), "float64")
     example = torch.zeros(spec.concrete(2), dtype=torch.float64)
-    dims = {0: torch.export.Dim("batch")} if isinstance(batch, str) else {}
+    dims = {0: torch.export.Dim("batch")} if isinstance(batch, Dim) else {}
     exported = torch.export.export(
         Case(function).double(), (), {"x": example}, dynamic_shapes={"x": dims}
     )
@@ -84,7 +84,7 @@ def test_keeps_a_dynamic_batch() -> None:
         x = x.view(-1, 2, 6, 2, 2, 5).permute(0, 1, 3, 2, 4, 5)
         return x.reshape(-1, 12, 5)
 
-    graph = _graph(windows, "batch")
+    graph = _graph(windows, BATCH)
     lowered = rank5.rewrite(graph)
     x = {"x": np.random.default_rng(0).standard_normal((3, 12, 4, 5))}
     assert _highest(lowered) <= 5

@@ -8,7 +8,7 @@ import torch
 
 from edgekit.converters.rewrites.select_first import rewrite
 from edgekit.edit import Editor
-from edgekit.model import Input, Model
+from edgekit.model import BATCH, Input, Model
 
 TOKENS, WIDTH = 6, 8
 X = np.random.default_rng(0).standard_normal((3, TOKENS, WIDTH))
@@ -55,7 +55,7 @@ def tokens_of(graph, module):
             yield node.args[0].meta["val"].shape[1]
 
 
-@pytest.mark.parametrize("batch", [3, "batch"])
+@pytest.mark.parametrize("batch", [3, BATCH])
 @pytest.mark.parametrize("token", [0, 4])
 def test_equal_in_float64_with_less_work(token, batch):
     graph = export(Classifier(token), batch)

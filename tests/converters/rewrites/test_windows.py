@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from edgekit.converters.rewrites.windows import rewrite
-from edgekit.model import Input, Model
+from edgekit.model import BATCH, Dim, Input, Model
 
 
 class Unfold(torch.nn.Module):
@@ -39,8 +39,8 @@ FOLDS = [((3, 3), 2, 1, 1), ((2, 4), 3, 0, 1), ((3, 2), 1, 2, 2)]
 @pytest.mark.parametrize(
     "module", [Unfold(), *(Fold(*options) for options in FOLDS)], ids=lambda m: type(m).__name__
 )
-@pytest.mark.parametrize("batch", [2, "batch"])
-def test_windows_are_equal_and_gone(module: torch.nn.Module, batch: int | str) -> None:
+@pytest.mark.parametrize("batch", [2, BATCH])
+def test_windows_are_equal_and_gone(module: torch.nn.Module, batch: int | Dim) -> None:
     model = Model(module, (Input("x", (batch, 3, 16, 13)),), ("y",), "test")
     graph = model.export()
     rewritten = rewrite(graph)

@@ -10,7 +10,7 @@ import torch
 
 from edgekit.data import open_data
 from edgekit.edit import Editor
-from edgekit.model import Input, Model
+from edgekit.model import BATCH, Input, Model
 from edgekit.quantize.calibrate import observe
 from edgekit.quantize.methods.adaround import AdaRound
 from edgekit.quantize.methods.bias import BiasCorrection
@@ -56,7 +56,7 @@ class Net(torch.nn.Module):
 def calibrated(module, samples, scheme, products=True):
     """Its graph, the scales of its weights, and what was seen."""
     name = next(iter(inspect.signature(module.forward).parameters))
-    spec = Input(name, ("batch", *samples.shape[1:]))
+    spec = Input(name, (BATCH, *samples.shape[1:]))
     graph = Model(module, (spec,), ("y",), "net").export()
     editor = Editor(graph)
     sites = find_sites(editor)

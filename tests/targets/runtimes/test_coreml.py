@@ -15,7 +15,7 @@ from torch import nn
 from edgekit.converters import coreml as converter
 from edgekit.errors import EdgekitError
 from edgekit.find import find
-from edgekit.model import Graph, Input, Model
+from edgekit.model import BATCH, Graph, Input, Model
 from edgekit.targets import Target
 
 TARGET = Target(
@@ -68,7 +68,7 @@ def test_infers_as_the_source_and_restores_threads(graph: Graph, package: Path) 
 
 
 def test_a_dynamic_batch_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Model(Words(), (Input("ids", ("batch", 4), "int64"),), ("y",), "test")
+    model = Model(Words(), (Input("ids", (BATCH, 4), "int64"),), ("y",), "test")
     package = converter.convert(model.export(), tmp_path / "m.mlpackage", TARGET).path
     assert runtime.open(package).batch is None
     monkeypatch.setattr(sys, "platform", "darwin")
