@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from edgekit import targets
 from edgekit.converters import onnx, tensorrt
-from edgekit.latency import environment
+from edgekit.machine import environment
 from edgekit.model import Input, Model
 from edgekit.table import plain_table, show
 

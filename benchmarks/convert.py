@@ -36,7 +36,7 @@ from edgekit.drift import compare
 from edgekit.errors import EdgekitError
 from edgekit.files import write_text
 from edgekit.find import find
-from edgekit.latency import environment, peak_memory, thread_counts
+from edgekit.machine import environment, peak_memory, thread_counts
 from edgekit.recipe import Recipe
 from edgekit.table import plain_table, show
 from edgekit.work import Work

@@ -267,7 +267,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def save(path: Path, name: str, checks: dict[str, Any]) -> dict[str, Any]:
     """Add one model's results to the file, where others may have been added; return them."""
-    from edgekit.latency import environment
+    from edgekit.machine import environment
 
     results = read(path)
     models = results["models"]

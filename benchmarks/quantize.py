@@ -38,7 +38,7 @@ from quantize_source import write_source
 from edgekit.drift import compare
 from edgekit.errors import EdgekitError
 from edgekit.files import write_text
-from edgekit.latency import environment, thread_counts
+from edgekit.machine import environment, thread_counts
 from edgekit.progress import say
 
 #: A conversion that takes longer is stopped, and the table says so.

@@ -127,10 +127,8 @@ def fields_of(case: Case) -> dict[str, Any]:
         return case.fields
     fields = {"samples": CALIBRATED, **case.fields}
     folder = train(case.trained)
-    if case.trained[0] != "mamba":
-        return {"model": f"timm/{folder}", **fields}
-    weights = folder / "model.safetensors"
-    return {"model": "examples.mamba:digits_mamba", "checkpoint": weights, **fields}
+    family = "reference" if case.trained[0] == "mamba" else "timm"
+    return {"model": f"{family}/{folder}", **fields}
 
 
 def train(trained: tuple[str, int]) -> Path:
@@ -143,7 +141,7 @@ def train(trained: tuple[str, int]) -> Path:
     if trained == ("vit", 0):
         return Path("examples/digits_vit")
     folder = install.room() / "trained" / f"{model}_{seed}"
-    if (folder / "model.safetensors").exists():
+    if (folder / "config.json").exists():
         return folder
     say(f"Training {model}, seed {seed}")
     options = {"model": model, "seed": seed, "output": folder, "epochs": EPOCHS[model]}

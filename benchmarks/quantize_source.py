@@ -15,7 +15,7 @@ from edgekit.data import Dataset, open_data, random_data
 from edgekit.files import write_text
 from edgekit.model import Model, run_module
 from edgekit.recipe import Recipe
-from edgekit.work import load_model
+from edgekit.source import load_model
 
 OPSET = 20
 #: Samples that a model with random weights is judged on.

@@ -6,7 +6,8 @@ Public names, loaded when first used:
 - ``evaluate``: a bundle's source and artifacts on the same samples by the same metrics.
 - ``convert``, ``verify``, ``bench``, ``inspect``, ``doctor``: single steps.
 - ``targets``: the devices that edgekit knows (``targets.names()``, ``targets.load(name)``).
-- ``Model`` and ``Input``: what a factory of your own may return.
+- ``Session``: a streaming artifact, run prompt by prompt and token by token.
+- ``Model``, ``Input``, ``Dim`` and ``State``: what a factory of your own may return.
 - ``EdgekitError`` and ``CheckFailed``: bad input, and a result that failed its check.
 """
 
@@ -22,17 +23,21 @@ if TYPE_CHECKING:
     from edgekit.errors import CheckFailed, EdgekitError
     from edgekit.evaluation import evaluate
     from edgekit.flow import build
-    from edgekit.model import Input, Model
+    from edgekit.model import Dim, Input, Model, State
     from edgekit.recipe import Recipe
+    from edgekit.session import Session
     from edgekit.single import bench, convert, inspect, verify
 
 _HOMES = {
     "Bundle": "bundle",
     "CheckFailed": "errors",
+    "Dim": "model",
     "EdgekitError": "errors",
     "Input": "model",
     "Model": "model",
     "Recipe": "recipe",
+    "Session": "session",
+    "State": "model",
     "bench": "single",
     "build": "flow",
     "convert": "single",
@@ -46,10 +51,13 @@ _HOMES = {
 __all__ = [
     "Bundle",
     "CheckFailed",
+    "Dim",
     "EdgekitError",
     "Input",
     "Model",
     "Recipe",
+    "Session",
+    "State",
     "bench",
     "build",
     "convert",

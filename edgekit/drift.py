@@ -72,16 +72,19 @@ TOLERANCES = {
 def compare(reference: Sequence[Arrays], actual: Sequence[Arrays]) -> Drift:
     """The drift of the worst output. Both are lists of outputs by name, one a call."""
     names = list(reference[0])
-    pairs = [
-        (np.concatenate([r[n] for r in reference]), np.concatenate([a[n] for a in actual]))
-        for n in names
-    ]
+    pairs = [(_flat(reference, name), _flat(actual, name)) for name in names]
     worst = min((_distance(r, a) for r, a in pairs), key=lambda figures: figures["cosine"])
-    first_reference, first_actual = pairs[0]
+    firsts = [(r[names[0]], a[names[0]]) for r, a in zip(reference, actual, strict=True)]
     agreement = None
-    if first_reference.ndim == 2 and first_reference.shape[1] > 1:
-        agreement = float((first_reference.argmax(1) == first_actual.argmax(1)).mean())
-    return Drift(**worst, top1_agreement=agreement, samples=len(first_reference))
+    if all(r.ndim == 2 and r.shape[1] > 1 for r, _ in firsts):
+        agreed = [r.argmax(1) == a.argmax(1) for r, a in firsts]
+        agreement = float(np.concatenate(agreed).mean())
+    return Drift(**worst, top1_agreement=agreement, samples=sum(len(r) for r, _ in firsts))
+
+
+def _flat(calls: Sequence[Arrays], name: str) -> np.ndarray[Any, Any]:
+    """An output's values in all calls, whose shapes may differ."""
+    return np.concatenate([call[name].ravel() for call in calls])
 
 
 def cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import bundle as bundles
-from edgekit import files, latency, packages
+from edgekit import files, packages
 from edgekit.bundle import Bundle, Draft, Manifest, Row
 from edgekit.errors import EdgekitError
 from edgekit.find import find
-from edgekit.latency import Settings, paired, thread_counts, time_artifact, time_source
+from edgekit.latency import Settings, paired, time_artifact, time_source
+from edgekit.machine import environment, thread_counts
 from edgekit.progress import say, stage
 from edgekit.quantize.schemes import SCHEMES
 from edgekit.recipe import Recipe
@@ -78,7 +79,7 @@ class _Build:
         self.work, self.draft, self.recipe = work, draft, recipe
         self.used: set[str] = set()
         # What steps depend on: all of them on the source; some on data, one on each kind.
-        fields = ("model", "arguments", "inputs", "batch", "random_weights", "allow_partial")
+        fields = "model arguments inputs batch mode random_weights allow_partial".split()
         shown = recipe.model_dump(mode="json")
         of_data = ("calibration", "evaluation")
         self.source = {name: shown[name] for name in fields}
@@ -95,7 +96,8 @@ class _Build:
         quantized, scales, calibration = self._quantized()
         rows = [row for target in targets for row in self._target(target, quantized, scales)]
         timed = any("latency_ms" in entry for row in rows for entry in row.latency)
-        baseline = self._baseline() if timed else []
+        # A stream's calls have no counterpart in the source, which takes whole sequences.
+        baseline = self._baseline() if timed and self.recipe.mode == "whole" else []
         manifest = Manifest(
             status="ok" if all(row.ok for row in rows) else "failed",
             request=request,
@@ -108,8 +110,8 @@ class _Build:
                 "random": self.recipe.random_calibration,
             },
             targets={target.name: target.model_dump(mode="json") for target in targets},
-            versions=latency.environment()["versions"],
-            environment=latency.environment(),
+            versions=environment()["versions"],
+            environment=environment(),
             baseline=baseline,
             rows=rows,
             steps={},
@@ -297,14 +299,14 @@ class _Build:
     def _measured(self) -> dict[str, Any]:
         shown = self.recipe.model_dump(mode="json")
         settings = {name: shown[name] for name in ("warmup", "iterations", "seconds")}
-        machine = latency.environment()
+        machine = environment()
         return {**settings, **{name: machine[name] for name in ("cpu", "cores", "versions")}}
 
 
 def _compared(entry: dict[str, Any], compared: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What a measurement gains by a comparison on as many threads."""
     found = compared.get(str(entry.get("threads")))
-    if found is None:
+    if found is None or entry.get("phase") == "prefill":
         return {}
     return {"to_float": {name: found[name] for name in ("ratio", "low", "high", "float")}}
 
@@ -339,6 +341,7 @@ def _describe(work: Work) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.module.parameters()),
         "inputs": [asdict(spec) for spec in model.inputs],
         "outputs": list(model.outputs),
+        "states": [asdict(spec) for spec in model.states],
         "preprocess": asdict(model.preprocess) if model.preprocess else None,
         "history": list(model.history),
         "top1": work.top1(work.expected),

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +13,14 @@ import numpy as np
 
 from edgekit.errors import EdgekitError
 from edgekit.find import find
+from edgekit.machine import PeakMemory, cores, peak_memory, thread_counts
 from edgekit.progress import say
 
 if TYPE_CHECKING:
     from edgekit.model import Model
-    from edgekit.targets.runtimes import Arrays
+    from edgekit.targets.runtimes import Arrays, Runtime
 
 SCHEMA_VERSION = 1
-#: Packages whose version a figure depends on.
-_VERSIONED = "torch onnx onnxruntime openvino coremltools tensorrt-rtx numpy".split()
 #: Rounds of a comparison, and calls of each side in a round, at most; the first call of a block
 #: is not timed, since the other side's threads may still be spinning.
 ROUNDS, CALLS = 15, 4
@@ -105,24 +101,34 @@ class Settings:
         )
 
 
-def thread_counts() -> list[int]:
-    """One, and all that this process may use."""
-    return sorted({1, cores()})
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def time_artifact(artifact: Path, runtime: str, settings: Settings) -> list[dict[str, Any]]:
     """Latency and peak memory of an artifact, one entry a number of threads."""
     entries = []
     for threads in thread_counts():
         with peak_memory() as memory, find("runtimes", runtime).open(artifact, threads) as session:
-            result = settings.time(runtime, threads, session.infer)
-        entries.append(_entry(runtime, threads, result, memory))
+            results = {
+                name: replace(settings, inputs=call).time(runtime, threads, session.infer)
+                for name, call in phases(session, settings.inputs).items()
+            }
+        for name, result in results.items():
+            phase = {"phase": name} if name else {}
+            entries.append({**_entry(runtime, threads, result, memory), **phase})
     return entries
+
+
+def phases(session: Runtime, inputs: Arrays) -> dict[str, Arrays]:
+    """The calls that are timed, by name: one of whole inputs, or the two of a stream.
+
+    A stream's ``prefill`` takes the inputs from the start; its ``step`` one more token after them.
+    """
+    if not session.states:
+        return {"": inputs}
+    batch = len(next(iter(inputs.values())))
+    prefill = {**inputs, **{spec.name: spec.start(batch) for spec in session.states}}
+    found = session.infer(prefill)
+    token = {name: value[:, -1:] for name, value in inputs.items()}
+    step = {**token, **{spec.name: found[spec.output] for spec in session.states}}
+    return {"prefill": prefill, "step": step}
 
 
 @dataclass(frozen=True)
@@ -151,20 +157,21 @@ class Ratio:
 def paired(first: Path, second: Path, runtime: str, settings: Settings, threads: int) -> Ratio:
     """Time two artifacts in turns, so that what else the machine does hits both alike.
 
-    It ends after ``settings.iterations`` calls of each or ``settings.seconds``, but not before
-    three rounds.
+    Of a stream it is the step. It ends after ``settings.iterations`` calls of each or
+    ``settings.seconds``, but not before three rounds.
     """
     opened = find("runtimes", runtime).open
     rounds = max(3, min(ROUNDS, settings.iterations // CALLS))
     blocks: list[tuple[float, float]] = []
     with opened(first, threads) as one, opened(second, threads) as two:
+        inputs = list(phases(one, settings.inputs).values())[-1]
         for session in (one, two):
             for _ in range(min(settings.warmup, CALLS)):
-                session.infer(settings.inputs)
+                session.infer(inputs)
         end = time.perf_counter() + settings.seconds
         while len(blocks) < rounds and (len(blocks) < 3 or time.perf_counter() < end):
             order = (one, two) if len(blocks) % 2 == 0 else (two, one)
-            taken = {id(session): _block(session.infer, settings.inputs) for session in order}
+            taken = {id(session): _block(session.infer, inputs) for session in order}
             blocks.append((taken[id(one)], taken[id(two)]))
     ms = np.array(blocks) * 1e3
     low, middle, high = median_interval(ms[:, 0] / ms[:, 1])
@@ -229,71 +236,3 @@ def _entry(runtime: str, threads: int, result: Latency, memory: PeakMemory) -> d
         "latency_ms": result.as_dict(),
         "peak_memory_mb": memory.added_mb,
     }
-
-
-class PeakMemory:
-    """Mebibytes of resident memory that a block added at its height; None if unknown."""
-
-    added_mb: float | None = None
-
-
-@contextmanager
-def peak_memory() -> Iterator[PeakMemory]:
-    """Measure the block's peak with Linux's own high-water mark, reset at its start."""
-    found = PeakMemory()
-    before = _reset_peak()
-    yield found
-    after = _status("VmHWM")
-    if before is not None and after is not None:
-        found.added_mb = max(after - before, 0.0) / 2**10
-
-
-def environment() -> dict[str, Any]:
-    """The machine and the software that figures depend on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {}
-    for name in _VERSIONED:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "load_1min": round(os.getloadavg()[0], 2),
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "unknown",
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
-def _cpu() -> str:
-    for line in _read("/proc/cpuinfo").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
-
-
-def _reset_peak() -> float | None:
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return None
-    return _status("VmRSS")
-
-
-def _status(field: str) -> float | None:
-    """A line of /proc/self/status, in kB."""
-    for line in _read("/proc/self/status").splitlines():
-        if line.startswith(f"{field}:"):
-            return float(line.split()[1])
-    return None

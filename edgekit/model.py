@@ -7,6 +7,7 @@ the only graph format in edgekit. Passes on graphs take a Graph and return a new
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -62,6 +63,15 @@ class Input:
     shape: tuple[int | Dim, ...]
     dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        for size in self.shape:
+            if not isinstance(size, int | Dim):
+                raise EdgekitError(
+                    f"Input {self.name}: {size!r} is not a size.",
+                    f"Its shape is {self.shape}.",
+                    "A size that varies is edgekit.Dim(NAME, LEAST, USUAL, MOST).",
+                )
+
     @classmethod
     def parse(cls, text: str) -> Input:
         """From ``name:1x3x224x224``, ``name:1x128:int64`` or, of any length, ``1x1..128..2048``.
@@ -89,6 +99,12 @@ class Input:
         if dtype not in ("", *DTYPES):
             raise EdgekitError(f"--input {text!r}: {dtype} is not one of {', '.join(DTYPES)}.")
         return cls(name, tuple(size for size in shape if size is not None), dtype or "float32")
+
+    @classmethod
+    def restore(cls, fields: Mapping[str, Any]) -> Input:
+        """From ``dataclasses.asdict``, as a manifest has it."""
+        shape = tuple(Dim(**size) if isinstance(size, dict) else size for size in fields["shape"])
+        return cls(fields["name"], shape, fields["dtype"])
 
     def __str__(self) -> str:
         """As ``parse`` takes it.

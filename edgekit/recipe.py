@@ -22,6 +22,7 @@ from edgekit.quantize.schemes import (
 )
 from edgekit.targets import Target, load
 
+Mode = Literal["whole", "stream"]
 _PATHS = ("checkpoint", "calibration", "evaluation", "scales")
 
 
@@ -40,6 +41,8 @@ class Recipe(BaseModel):
         arguments: for the model's constructor, such as ``num_classes: 10``.
         inputs: ``name:1x3x224x224[:dtype]`` each, for a factory that does not say.
         batch: samples in one call, or ``dynamic``.
+        mode: ``whole`` sequences in one call, or a ``stream``: states go in and come out with
+            each call, so that one engine takes prompts and then token after token.
         calibration: data that sets the INT8 scales.
         evaluation: data that judges the artifacts; a quarter of ``calibration`` if not given.
         samples: how many of the calibration samples are used; asking for more than there are is
@@ -68,6 +71,7 @@ class Recipe(BaseModel):
     arguments: dict[str, Any] = {}
     inputs: tuple[str, ...] = ()
     batch: Annotated[int, Field(ge=1)] | Literal["dynamic"] = 1
+    mode: Mode = "whole"
     calibration: Path | None = None
     evaluation: Path | None = None
     samples: int = Field(default=256, ge=1)

@@ -13,6 +13,7 @@ from edgekit.errors import EdgekitError
 from edgekit.find import find, names
 from edgekit.recipe import Recipe
 from edgekit.targets.runtimes import runtime_for
+from edgekit.whole import opened
 
 if TYPE_CHECKING:
     from edgekit.latency import Settings
@@ -71,7 +72,8 @@ def inspect(recipe: Recipe) -> Summary:
 
     from edgekit.edit import Editor
     from edgekit.quantize.sites import find_sites
-    from edgekit.work import export, load_model
+    from edgekit.source import load_model
+    from edgekit.work import export
 
     model = load_model(recipe)
     inputs = {
@@ -185,7 +187,7 @@ def _verify_one(
     if absent:
         return Checked(name, f"built, not run: {absent}", True, None)
     inputs, outputs = reference
-    with find("runtimes", str(runtime)).open(path, None) as session:
+    with opened(str(runtime), path) as session:
         actual = in_batches(session, inputs)
     found = {output: value.shape for output, value in actual.items()}
     wanted = {output: value.shape for output, value in outputs.items()}
@@ -254,6 +256,7 @@ def bench(path: Path, reference: Path | None, settings: Settings) -> dict[str, A
         A report for JSON: schema_version, environment, inputs, results.
     """
     from edgekit import latency
+    from edgekit.machine import environment
 
     if (path / MANIFEST).exists():
         bundle = Bundle.open(path)
@@ -278,7 +281,7 @@ def bench(path: Path, reference: Path | None, settings: Settings) -> dict[str, A
         results.append({"artifact": name, "entries": entries})
     return {
         "schema_version": latency.SCHEMA_VERSION,
-        "environment": latency.environment(),
+        "environment": environment(),
         "inputs": str(reference) if reference else "random numbers",
         "results": results,
     }

@@ -32,13 +32,14 @@ def latency_table(title: str, entries: list[dict[str, Any]]) -> Table:
     table = _table(title, "runtime", "threads", *columns, "samples/s", "peak MB")
     for entry in entries:
         found = entry.get("latency_ms")
+        name = f"{entry['runtime']} {entry.get('phase', '')}".rstrip()
         if found is None:
-            table.add_row(entry["runtime"], str(entry.get("threads", "")), entry["status"])
+            table.add_row(name, str(entry.get("threads", "")), entry["status"])
             continue
         figures = [f"{found[name]:.2f}" for name in columns]
         memory = entry["peak_memory_mb"]
         table.add_row(
-            entry["runtime"],
+            name,
             str(entry.get("threads", "")),
             *figures,
             f"{found['throughput']:.0f}",
@@ -104,7 +105,8 @@ def _brief(entry: dict[str, Any]) -> str:
     threads = entry.get("threads")
     if threads is None:
         return f"{found['p50']:.2f} ms ({entry['runtime']})"
-    text = f"{found['p50']:.2f} ms ({threads} thread{'s' if threads > 1 else ''})"
+    phase = f"{entry['phase']}: " if "phase" in entry else ""
+    text = f"{phase}{found['p50']:.2f} ms ({threads} thread{'s' if threads > 1 else ''})"
     return f"{text}, {against_float(entry['to_float'])}" if "to_float" in entry else text
 
 

@@ -95,15 +95,15 @@ def observe(
         EdgekitError: a site is fed NaN or infinity; the samples are all the same, or too few.
     """
     watcher = _Watcher(graph, sites, products)
-    names = [spec.name for spec in graph.inputs]
     done = _resumed(store, watcher, len(data))
     settled = _Settled(watcher, range_)
     batches = _batched(data, done, batch_size)
     saved = time.monotonic()
     with torch.inference_mode():
         for batch in track(batches, "Calibrating", -(-(len(data) - done) // batch_size)):
-            watcher.run(*(torch.from_numpy(batch[name]) for name in names))
-            done += len(batch[names[0]])
+            given = graph.complete(batch).values()
+            watcher.run(*(torch.from_numpy(value) for value in given))
+            done += len(next(iter(batch.values())))
             if settled.after(done):
                 say(f"Calibration has settled after {done} of {len(data)} samples.")
                 break

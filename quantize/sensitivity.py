@@ -156,14 +156,14 @@ class _Runner(torch.fx.Interpreter):
     def __init__(self, graph: Graph) -> None:
         super().__init__(graph.exported.module(check_guards=False), False)
         self.nodes = {node.name: node for node in self.graph.nodes}
-        self._names = [spec.name for spec in graph.inputs]
+        self._complete = graph.complete
         self.values: dict[Node, Any] = {}
         self.outputs: tuple[torch.Tensor, ...] = ()
         self._inputs: tuple[torch.Tensor, ...] = ()
 
     def whole(self, batch: Arrays) -> None:
         """Run everything."""
-        self._inputs = tuple(torch.from_numpy(batch[name]) for name in self._names)
+        self._inputs = tuple(torch.from_numpy(v) for v in self._complete(batch).values())
         self.outputs = _tensors(self.run(*self._inputs))
         self.values = dict(self.env)
 

@@ -64,7 +64,7 @@ def run_command(*arguments: object) -> Ran:
 @pytest.fixture(scope="session", autouse=True)
 def _one_core() -> Iterator[None]:
     """Measure on one thread, for the same reason."""
-    with patch("edgekit.latency.cores", return_value=1):
+    with patch("edgekit.machine.cores", return_value=1):
         yield
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgekit import latency, table
+from edgekit import latency, machine, table
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError
 from edgekit.latency import Settings, measure, time_source
@@ -83,7 +83,7 @@ def test_the_source_is_timed_eagerly_and_compiled(linear, monkeypatch):
     before = torch.get_num_threads()
     entries = time_source(linear, SETTINGS)
     assert [e["runtime"] for e in entries][-1] == "torch.compile"
-    assert [e["threads"] for e in entries[:-1]] == latency.thread_counts()
+    assert [e["threads"] for e in entries[:-1]] == machine.thread_counts()
     assert {e["status"] for e in entries[:-1]} == {"measured"}
     assert entries[0]["latency_ms"]["iterations"] == 10
     if shutil.which("g++"):
@@ -103,7 +103,7 @@ def test_what_cannot_be_compiled_hides_no_other(linear, monkeypatch):
 
 
 def test_peak_memory_sees_a_large_array():
-    with latency.peak_memory() as found:
+    with machine.peak_memory() as found:
         np.ones(64 * 2**20 // 8).sum()
     if found.added_mb is None:
         pytest.skip("this system does not tell its peak")
@@ -112,6 +112,8 @@ def test_peak_memory_sees_a_large_array():
 
 class Session:
     """A runtime's session whose call takes so many seconds of a clock that we turn."""
+
+    states = ()
 
     def __init__(self, clock, seconds):
         self.clock, self.seconds = clock, seconds

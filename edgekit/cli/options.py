@@ -37,9 +37,14 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="Constructor argument, NAME=VALUE; repeat.")
 ]
 Inputs = Annotated[
-    list[str] | None, typer.Option("--input", help="NAME:1x3x224x224[:DTYPE], for a factory.")
+    list[str] | None,
+    typer.Option("--input", help="NAME:1x3x224x224[:DTYPE]; 1..128..512 varies."),
 ]
 Batch = Annotated[str | None, typer.Option(help="Samples a call, or 'dynamic'.")]
+Mode = Annotated[
+    Literal["whole", "stream"] | None,
+    typer.Option(help="Whole sequences, or a stream with states [whole]."),
+]
 Calibration = Annotated[
     Path | None, typer.Option(help="Data that sets INT8 scales: image folder, .npy, .npz, ...")
 ]

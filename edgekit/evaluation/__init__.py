@@ -12,10 +12,10 @@ from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.evaluation import confidence
 from edgekit.evaluation.scores import Report, Row, Score
 from edgekit.evaluation.subject import Candidate, Subject, open_subject
-from edgekit.find import find
 from edgekit.metrics import load as load_metric
 from edgekit.model import Model, run_module
 from edgekit.progress import track
+from edgekit.whole import opened
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,7 @@ def evaluate(
     Raises:
         EdgekitError: bad input, or there is nothing to judge by.
     """
-    from edgekit import latency
+    from edgekit.machine import environment
 
     chosen = [load_metric(metric) for metric in metrics]
     judged = open_subject(subject, source, data)
@@ -71,7 +71,7 @@ def evaluate(
         samples=len(dataset),
         rows=rows,
         notes=judged.notes,
-        environment=latency.environment(),
+        environment=environment(),
     )
 
 
@@ -118,7 +118,7 @@ class _Evaluation:
             CheckFailed: it cannot be loaded or run, or gives other outputs than the source.
         """
         try:
-            session = find("runtimes", candidate.runtime).open(candidate.path, None)
+            session = opened(candidate.runtime, candidate.path)
         except EdgekitError as error:
             raise CheckFailed(error.what, error.why) from error
 

@@ -95,7 +95,7 @@ def open_subject(given: str | Path | Recipe, source: Recipe | None, data: Any) -
 
 
 def _of_model(name: str, recipe: Recipe, *candidates: Candidate) -> Subject:
-    from edgekit.work import load_model
+    from edgekit.source import load_model
 
     model = load_model(recipe)
     return Subject(
@@ -105,7 +105,7 @@ def _of_model(name: str, recipe: Recipe, *candidates: Candidate) -> Subject:
 
 def _of_bundle(bundle: Bundle, source: Recipe | None, data: Any) -> Subject:
     """Data is prepared as it was for the build, whether or not the source can be had."""
-    from edgekit.work import load_model
+    from edgekit.source import load_model
 
     recipe = source or Recipe.model_validate(bundle.manifest.recipe)
     inputs, preprocess = _contract(bundle.manifest.model)
@@ -152,7 +152,7 @@ def _candidates(bundle: Bundle, damaged: list[str]) -> Iterable[Candidate]:
 
 def _contract(model: Mapping[str, Any]) -> tuple[tuple[Input, ...], Preprocess | None]:
     """The source's inputs and preprocessing, as the manifest has them."""
-    inputs = tuple(Input(i["name"], tuple(i["shape"]), i["dtype"]) for i in model["inputs"])
+    inputs = tuple(Input.restore(fields) for fields in model["inputs"])
     if model["preprocess"] is None:
         return inputs, None
     fields: dict[str, Any] = {

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit import find, packages
 from edgekit.errors import EdgekitError
@@ -35,6 +35,8 @@ class Options:
         allow_partial: accept a checkpoint that lacks keys or has others.
         inputs: to replace the inputs that the family finds by itself.
         arguments: for the model's constructor, as in ``--set num_classes=10``.
+        mode: ``whole``: a sequence goes in at once; ``stream``: a piece with each call, and what
+            a causal sequence model remembers of the pieces before is named states.
     """
 
     checkpoint: Path | None = None
@@ -42,6 +44,7 @@ class Options:
     allow_partial: bool = False
     inputs: tuple[Input, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    mode: Literal["whole", "stream"] = "whole"
 
 
 def load(source: str, options: Options) -> Model:

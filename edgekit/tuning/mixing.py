@@ -18,7 +18,8 @@ from edgekit.drift import compare
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.evaluation import confidence
 from edgekit.find import find
-from edgekit.latency import Ratio, paired, thread_counts
+from edgekit.latency import Ratio, paired
+from edgekit.machine import thread_counts
 from edgekit.metrics import top1
 from edgekit.model import run_module
 from edgekit.progress import say, stage, track
@@ -204,7 +205,7 @@ class _Search:
     def _run(self, graph: Graph) -> list[Arrays]:
         module = graph.exported.module(check_guards=False)
         runs = track(self.work.batches, "Running a choice of precisions")
-        return [run_module(module, batch, graph.outputs) for batch in runs]
+        return [run_module(module, graph.complete(batch), graph.outputs) for batch in runs]
 
     def _score(self, index: int, outputs: list[Arrays]) -> Trial:
         work, modules = self.work, len(self.front[index].modules)

@@ -14,13 +14,15 @@ import yaml
 from edgekit import files, single
 from edgekit.errors import EdgekitError
 from edgekit.find import find
-from edgekit.latency import Ratio, Settings, paired, thread_counts
+from edgekit.latency import Ratio, Settings, paired
+from edgekit.machine import thread_counts
 from edgekit.plot import Bar, bars
 from edgekit.progress import stage
 from edgekit.recipe import Recipe
+from edgekit.source import stacked
 from edgekit.targets import Target, load
 from edgekit.targets.runtimes import runtime_for
-from edgekit.work import Work, stacked
+from edgekit.work import Work
 
 if TYPE_CHECKING:
     from edgekit.quantize.sensitivity import Damage

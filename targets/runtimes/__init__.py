@@ -14,6 +14,7 @@ Each file has these names, used by verify and bench alike:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +22,7 @@ from typing import Any, Self
 import numpy as np
 
 from edgekit.find import find, names
+from edgekit.model import Dim, Input, State
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -61,6 +63,39 @@ class Runtime(ABC):
     def batch(self) -> int | None:
         """Samples that one call takes; None if any number."""
 
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """What a streaming artifact takes in each call beside its states; else nothing."""
+        return ()
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """What a streaming artifact carries from call to call: its inputs NAME and outputs
+        NAME_next.
+        """
+        return ()
+
+    @property
+    def dims(self) -> tuple[Dim, ...]:
+        """The sizes that vary in what a streaming artifact takes."""
+        shapes = [spec.shape for spec in self.inputs] + [spec.shape for spec in self.states]
+        return tuple({dim.name: dim for shape in shapes for dim in _dims(shape)}.values())
+
     @abstractmethod
     def infer(self, inputs: Arrays) -> Arrays:
         """Outputs by name for inputs by name, batch first."""
+
+
+def _dims(shape: Iterable[int | Dim]) -> list[Dim]:
+    return [size for size in shape if isinstance(size, Dim)]
+
+
+def split(specs: Sequence[Input], outputs: Iterable[str]) -> tuple[list[Input], list[State]]:
+    """An artifact's inputs, and its states: those that come back as NAME_next."""
+    given = set(outputs)
+    states = [State(spec.name, spec.shape, spec.dtype) for spec in specs]
+    carried = {state.name for state in states if state.output in given}
+    return (
+        [spec for spec in specs if spec.name not in carried],
+        [state for state in states if state.name in carried],
+    )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgekit.errors import EdgekitError
-from edgekit.targets.runtimes import Arrays, Runtime
+from edgekit.model import Dim, Input, State
+from edgekit.targets.runtimes import Arrays, Runtime, split
 
 OPENS = (".onnx",)
+#: Where a file states the sizes that vary: {name: [least, usual, most]}.
+DIMS = "edgekit.dims"
 REQUIRES = {"onnxruntime": "onnxruntime"}
 
 
@@ -69,20 +75,37 @@ class Session(Runtime):
         first = self._session.get_inputs()[0].shape[0]
         return first if isinstance(first, int) else None
 
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """What it takes in each call beside its states."""
+        return tuple(split(self._declared(), self._names)[0])
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """What it carries from call to call."""
+        return tuple(split(self._declared(), self._names)[1])
+
+    def _declared(self) -> list[Input]:
+        """Its inputs; sizes that vary have the ranges that the file states."""
+        stated = self._session.get_modelmeta().custom_metadata_map.get(DIMS, "{}")
+        dims = {name: Dim(name, *sizes) for name, sizes in json.loads(stated).items()}
+        return [
+            Input(value.name, tuple(_size(s, dims) for s in value.shape), _dtype(value.type))
+            for value in self._session.get_inputs()
+        ]
+
     def random_inputs(self) -> Arrays:
         """Seeded random numbers in the shapes that the file declares; dynamic sizes are 1."""
         import numpy as np
 
         random = np.random.default_rng(0)
-        kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         drawn: Arrays = {}
-        for value in self._session.get_inputs():
-            shape = [size if isinstance(size, int) else 1 for size in value.shape]
-            if value.type in kinds:
-                drawn[value.name] = random.standard_normal(shape).astype(kinds[value.type])
+        for spec in self._declared():
+            shape = tuple(1 if isinstance(size, Dim) else size for size in spec.shape)
+            if spec.dtype.startswith("float"):
+                drawn[spec.name] = random.standard_normal(shape).astype(spec.dtype)
             else:
-                dtype = value.type.removeprefix("tensor(").removesuffix(")")
-                drawn[value.name] = np.zeros(shape, dtype=dtype)
+                drawn[spec.name] = np.zeros(shape, dtype=spec.dtype)
         return drawn
 
     def infer(self, inputs: Arrays) -> Arrays:
@@ -92,6 +115,17 @@ class Session(Runtime):
         except Exception as error:
             raise EdgekitError("ONNX Runtime cannot run the model.", str(error)) from error
         return dict(zip(self._names, outputs, strict=True))
+
+
+def _size(size: int | str | None, dims: Mapping[str, Dim]) -> int | Dim:
+    if isinstance(size, int):
+        return size
+    return dims.get(size or "", Dim(size or "", 0, 1, sys.maxsize))
+
+
+def _dtype(kind: str) -> str:
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def _session(model: str | bytes, name: str, threads: int | None) -> Any:

@@ -234,9 +234,9 @@ def test_bad_input(arguments, words, edgekit, here):
 
 def test_lengths_that_differ_need_a_batch_of_one(here):
     (here / "mean_model.py").write_text(
-        "import torch\nfrom edgekit import Input, Model\n\n\nclass Mean(torch.nn.Module):\n"
+        "import torch\nfrom edgekit import Dim, Input, Model\n\n\nclass Mean(torch.nn.Module):\n"
         "    def forward(self, x):\n        return x.mean(1)\n\n\n"
-        "def make():\n    return Model(Mean(), (Input('x', (1, 'n', 3)),), ('y',), 'mean')\n"
+        "def make():\n    return Model(Mean(), (Input('x', (1, Dim('length', 1, 3, 9), 3)),), ('y',), 'mean')\n"
     )
     samples = [(np.repeat(row[None], 2 + i % 3, 0), LABELS[i]) for i, row in enumerate(SAMPLES)]
     with pytest.raises(EdgekitError, match=r"different lengths(?s:.*)--batch 1"):
