@@ -1,24 +1,27 @@
 """coreml: one exported program to one Core ML package (an ML program), through coremltools.
 
-Graphs in ``fp16`` and ``int8`` are computed in float16; inputs and outputs stay float32
-(int32 where they are integers: Core ML has no int64). INT8 is in the graph already, as
-``quantized_decomposed`` operators. ``converters.mil`` runs the result on any machine.
+Graphs in ``fp16`` and ``int8`` are computed in float16, but for what a rewrite marked with
+``edit.IN_FLOAT32``; inputs and outputs stay float32 (int32 where they are integers: Core ML has
+no int64). INT8 is in the graph already, as ``quantized_decomposed`` operators. States are in
+``coreml_states``. ``converters.mil`` runs the result on any machine.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import files
-from edgekit.converters import Artifact
+from edgekit.converters import Artifact, coreml_states
+from edgekit.converters.lengths import PIECE
 from edgekit.errors import EdgekitError
 from edgekit.model import Dim
 from edgekit.quantize.schemes import SCHEMES
@@ -27,18 +30,25 @@ from edgekit.targets import Target
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from edgekit.model import Graph
+    from edgekit.model import Graph, Input
 
 NAME = "model.mlpackage"
 RUNTIME = "coreml"
 ACCEPTS = "graph"
 REQUIRES = {"coremltools": "coremltools"}
-#: The largest size of a dynamic dimension: Core ML plans its memory for a bounded one.
-LARGEST = 64
 #: Core ML quantizes activations from iOS 17 on, which is this specification version.
 _INT8_SPECIFICATION = 8
 #: And scales by block from iOS 18 on.
 _BLOCKS_SPECIFICATION = 9
+#: And holds states.
+_STATES_SPECIFICATION = 9
+#: The entry of a package's metadata with inputs, states, the ranges of their sizes, and the names
+#: under which Core ML holds a state. ``targets/runtimes/coreml.py`` reads it.
+STREAM = "edgekit.stream"
+#: Our operators that ``coreml_ops`` translates; the others are recurrences.
+_TRANSLATED = ("edgekit.dequantize_groups.default", "edgekit.latest.default")
+#: What marks a node for coremltools' transforms, which see it in an operator's scope.
+_MARK = "debug_handle"
 
 
 def convert(source: Graph, out: Path, target: Target) -> Artifact:
@@ -52,20 +62,27 @@ def convert(source: Graph, out: Path, target: Target) -> Artifact:
         import coremltools
 
         version = _version(target, source)
-        program = _prepare(source)
+        _check_recurrences(source)
+        graph = coreml_states.never_empty(source)
+        program = _prepare(graph)
         half = source.precision != "fp32"
-        precision = coremltools.precision
+        held: dict[str, tuple[str, ...]] = {}
+        if half and version.value >= _STATES_SPECIFICATION:
+            held = coreml_states.parts_of(graph)
+            program = coreml_states.hold(program, graph, held)
         with _explained(program):
             model = coremltools.convert(
                 program,
-                inputs=_input_types(source),
-                outputs=_output_types(source, program),
+                inputs=_input_types(graph, held),
+                outputs=_output_types(graph, program, held),
                 convert_to="mlprogram",
                 minimum_deployment_target=version,
-                compute_precision=precision.FLOAT16 if half else precision.FLOAT32,
+                compute_precision=_half(program) if half else coremltools.precision.FLOAT32,
                 compute_units=coremltools.ComputeUnit.ALL,
                 skip_model_load=True,
             )
+        if source.states:
+            model.user_defined_metadata[STREAM] = json.dumps(_interface(source, held))
         with files.atomic(out) as room:
             model.save(str(room))
     return Artifact("coreml", out, _details(source, model.get_spec(), target, out))
@@ -125,23 +142,80 @@ def _prepare(source: Graph) -> ExportedProgram:
 
     from edgekit.converters import coreml_ops
     from edgekit.converters.rewrites import rank5
-    from edgekit.edit import Editor
+    from edgekit.edit import IN_FLOAT32, Editor
+    from edgekit.quantize.fp16 import CLAIM
 
     coreml_ops.register()
+    marked = {node.name for node in source.exported.graph.nodes if IN_FLOAT32 in node.meta}
     editor = Editor(source.replace(source.exported.run_decompositions({})))
+    for node in editor.calls():
+        if any(origin.name in marked for origin in node.meta.get("from_node", ())[-1:]):
+            node.meta[IN_FLOAT32] = True
     editor.restore_names()
+    # What torch asserts of sizes and dtypes: promised to the user, or its own guess.
+    for claim in editor.calls("aten._assert_scalar.default", CLAIM):
+        editor.fx.erase_node(claim)
     program = rank5.rewrite(editor.done()).exported
     coreml_ops.settle_keywords(program.graph)
     return program
 
 
-def _input_types(source: Graph) -> list[Any]:
+def _check_recurrences(source: Graph) -> None:
+    """Raise if the graph has a recurrence that no rewrite has written out."""
+    from edgekit.edit import Editor
+
+    for node in Editor(source).calls():
+        name = str(node.target)
+        if name.startswith("edgekit.") and name not in _TRANSLATED:
+            lengths = [dim for dim in source.dims.values() if dim.most > PIECE]
+            ranges = ", ".join(f"{dim.name} {dim}" for dim in lengths)
+            raise EdgekitError(
+                f"The model cannot be expressed in Core ML at {_place(node)}.",
+                "Core ML has no scan: a recurrence is written out, for one length or for all up "
+                f"to {PIECE}" + (f"; here varies {ranges}." if ranges else "."),
+                f"Fix the length, as in --input NAME:1x1024, or let it vary up to {PIECE} at most, "
+                f"as in --input NAME:1x1..64..{PIECE}; a stream takes more in several calls.",
+            )
+
+
+def _half(program: ExportedProgram) -> Any:
+    """coremltools' own conversion to float16, of all but what is marked to stay in float32."""
+    from coremltools import transform
+    from coremltools.converters.mil.mil.scope import ScopeSource
+
+    from edgekit.edit import IN_FLOAT32
+
+    for node in program.graph.nodes:
+        if IN_FLOAT32 in node.meta:
+            node.meta[_MARK] = 1
+    return transform.FP16ComputePrecision(
+        lambda op: op.scopes.get(ScopeSource.EXIR_DEBUG_HANDLE) != [1]
+    )
+
+
+def _interface(source: Graph, held: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    """What is written of a streaming model into its package."""
+    names = {state.name for state in source.states}
+    return {
+        "inputs": [_declared(spec) for spec in source.inputs if spec.name not in names],
+        "states": [_declared(state.input) for state in source.states],
+        "dims": {name: [dim.least, dim.usual, dim.most] for name, dim in source.dims.items()},
+        "held": held,
+    }
+
+
+def _declared(spec: Input) -> list[Any]:
+    sizes = [size.name if isinstance(size, Dim) else size for size in spec.shape]
+    return [spec.name, sizes, "int32" if spec.dtype == "int64" else spec.dtype]
+
+
+def _input_types(source: Graph, held: Container[str] = ()) -> list[Any]:
     import coremltools
     import numpy as np
 
     ranges: dict[str, Any] = {}
     types = []
-    for spec in source.inputs:
+    for spec in (spec for spec in source.inputs if spec.name not in held):
         kind = np.dtype(spec.dtype)
         if kind.kind not in "fiu":
             raise EdgekitError(
@@ -149,27 +223,31 @@ def _input_types(source: Graph) -> list[Any]:
                 "Core ML takes float and integer inputs only.",
                 "Let the model take it as float32 or int32 and cast it inside.",
             )
-        shape = [
-            ranges.setdefault(size.name, coremltools.RangeDim(1, LARGEST, default=1))
-            if isinstance(size, Dim)
-            else size
-            for size in spec.shape
-        ]
+        shape = [_range(ranges, size) if isinstance(size, Dim) else size for size in spec.shape]
         dtype = np.float32 if kind.kind == "f" else np.int32
         types.append(coremltools.TensorType(name=spec.name, shape=tuple(shape), dtype=dtype))
     return types
 
 
-def _output_types(source: Graph, program: ExportedProgram) -> list[Any]:
+def _range(known: dict[str, Any], dim: Dim) -> Any:
+    """coremltools' own object for a size that varies: one for each name."""
+    import coremltools
+
+    made = coremltools.RangeDim(dim.least, dim.most, default=dim.usual)
+    return known.setdefault(dim.name, made)
+
+
+def _output_types(source: Graph, program: ExportedProgram, held: Iterable[str]) -> list[Any]:
     import coremltools
     import numpy as np
 
     results: Any = program.graph.output_node().args[0]
+    kept = [name for name in source.outputs if name not in {f"{state}_next" for state in held}]
     return [
         coremltools.TensorType(
             name=name, dtype=np.float32 if node.meta["val"].is_floating_point() else np.int32
         )
-        for name, node in zip(source.outputs, results, strict=True)
+        for name, node in zip(kept, results[-len(kept) :], strict=True)
     ]
 
 
@@ -217,9 +295,6 @@ def _details(source: Graph, spec: Any, target: Target, out: Path) -> dict[str, A
         "operators": dict(operators.most_common()),
         "bytes": sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
         "int64_inputs_taken_as_int32": narrowed,
-        "largest_dynamic_size": LARGEST if any(_dynamic(i) for i in source.inputs) else None,
+        "dynamic_sizes": {name: str(dim) for name, dim in source.dims.items()},
+        "states_held": [state.name for state in spec.description.state],
     }
-
-
-def _dynamic(spec: Any) -> bool:
-    return any(isinstance(size, Dim) for size in spec.shape)

@@ -26,8 +26,9 @@ HARMLESS = {"device", "dtype", "layout", "memory_format", "non_blocking", "out_d
 def register() -> None:
     """Teach coremltools, once a process, the operators below."""
     from coremltools.converters.mil import register_torch_op
-    from coremltools.converters.mil.frontend.torch.ops import _get_inputs, lstm
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs, cat, lstm
     from coremltools.converters.mil.mil import Builder as mb
+    from coremltools.converters.mil.mil import types
 
     @register_torch_op(override=True)  # type: ignore[untyped-decorator]
     def alias(context: Any, node: Any) -> None:
@@ -40,6 +41,35 @@ def register() -> None:
         approximate = (node.kwinputs or {}).get("approximate", ("none",))[0]
         mode = {"none": "EXACT", "tanh": "TANH_APPROXIMATION"}[approximate]
         context.add(mb.gelu(x=x, mode=mode, name=node.name))
+
+    @register_torch_op(override=True)  # type: ignore[untyped-decorator]
+    def rms_norm(context: Any, node: Any) -> None:
+        """coremltools' own adds eps to the mean square of x over its largest value, not of x."""
+        x, shape, weight, eps = _get_inputs(context, node, expected=4)
+        y = _rms_norm(mb, x, list(range(-len(shape.val), 0)), eps)
+        context.add(mb.mul(x=y, y=1.0 if weight is None else weight, name=node.name))
+
+    @register_torch_op(override=True)  # type: ignore[untyped-decorator]
+    def concatenate(context: Any, node: Any) -> None:
+        cat(context, node)
+
+    @register_torch_op(torch_alias=["scatter.value"], override=True)  # type: ignore[untyped-decorator]
+    def scatter_number(context: Any, node: Any) -> None:
+        """coremltools' own wants to know how many indices there are."""
+        data, axis, indices, number = _get_inputs(context, node, expected=4)
+        updates = mb.fill(shape=mb.shape(x=indices), value=float(number.val))
+        updates = mb.cast(x=updates, dtype=types.builtin_to_string(data.dtype))
+        places = {"data": data, "indices": indices, "axis": axis.val, "mode": "update"}
+        context.add(mb.scatter_along_axis(updates=updates, name=node.name, **places))
+
+    @register_torch_op(torch_alias=["edgekit::latest"])  # type: ignore[untyped-decorator]
+    def latest(context: Any, node: Any) -> None:
+        x, count = _get_inputs(context, node, expected=2)
+        size = mb.gather(x=mb.shape(x=x), indices=[2], axis=0)
+        first = mb.maximum(x=mb.sub(x=size, y=count.val), y=0)
+        begin = mb.concat(values=[[0, 0], first, [0]], axis=0)
+        rest = {"end": mb.shape(x=x), "end_mask": [True] * 4}
+        context.add(mb.slice_by_index(x=x, begin=begin, name=node.name, **rest))
 
     @register_torch_op(torch_alias=["lstm.input"], override=True)  # type: ignore[untyped-decorator]
     def lstm_of_export(context: Any, node: Any) -> None:
@@ -68,6 +98,22 @@ def _blockwise(mb: Any, levels: Any, scale: Any, name: str) -> Any:
     fits = np.abs(levels).max() <= QMAX["int4"]
     data = levels.astype(types.np_int4_dtype if fits else np.int8)
     return mb.constexpr_blockwise_shift_scale(data=data, scale=scale, name=name)
+
+
+def _rms_norm(mb: Any, x: Any, axes: list[int], eps: Any) -> Any:
+    """x / sqrt(mean(x^2) + eps) with nothing squared that is above 1: float16 ends at 65504.
+
+    With s = max(|x|, sqrt(eps)), it is (x / s) / sqrt(mean((x / s)^2) + (sqrt(eps) / s)^2).
+    """
+    import numpy as np
+
+    root = np.sqrt(np.finfo(np.float32).eps if eps is None else eps.val).astype(np.float32)
+    largest = mb.reduce_max(x=mb.abs(x=x), axes=axes, keep_dims=True)
+    scale = mb.maximum(x=largest, y=root)
+    scaled = mb.real_div(x=x, y=scale)
+    mean = mb.reduce_mean(x=mb.square(x=scaled), axes=axes, keep_dims=True)
+    added = mb.square(x=mb.real_div(x=root, y=scale))
+    return mb.real_div(x=scaled, y=mb.sqrt(x=mb.add(x=mean, y=added)))
 
 
 def _fold(

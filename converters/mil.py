@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     Arrays = dict[str, np.ndarray[Any, Any]]
 
 
+#: What changes a state.
+UPDATE = "coreml_update_state"
+
+
 @dataclass
 class _Step:
     """One operator, bound to where its inputs come from and its outputs go.
@@ -56,8 +60,12 @@ class Evaluator:
 
     def __init__(self, package: Path) -> None:
         self._package = package
+        from coremltools.converters.mil.mil import types
+
         function = _load(package)
-        self._inputs = dict(function.inputs)
+        given = dict(function.inputs)
+        self._states = {name: var for name, var in given.items() if types.is_state(var.sym_type)}
+        self._inputs = {name: var for name, var in given.items() if name not in self._states}
         self._outputs = list(function.outputs)
         self._constants: dict[Any, torch.Tensor] = {}
         operations = [op for op in function.operations if not _is_constant(op)]
@@ -71,7 +79,7 @@ class Evaluator:
             )
         self._steps = [self._bind(op, known[op.op_type]) for op in operations]
         self._hold(self._outputs)
-        _plan_frees(self._steps, keep={*self._constants, *self._outputs})
+        _plan_frees(self._steps, {*self._constants, *self._outputs, *self._states.values()})
 
     @property
     def batch(self) -> int | None:
@@ -82,11 +90,16 @@ class Evaluator:
     def run(self, inputs: Arrays) -> Arrays:
         """Outputs by name for inputs by name, batch first.
 
+        A state that Core ML holds is among the inputs too, or is zero, and comes back as
+        NAME_next.
+
         Raises:
             EdgekitError: an input is missing, unknown or wrongly shaped.
         """
         values = self._compute(inputs, keep_all=False)
-        return {var.name: values[var].numpy() for var in self._outputs}
+        outputs = {var.name: values[var].numpy() for var in self._outputs}
+        states = {f"{name}_next": values[var].numpy() for name, var in self._states.items()}
+        return {**outputs, **states}
 
     def run_all(self, inputs: Arrays) -> Arrays:
         """Every tensor the program computes, by its name in the package, in order."""
@@ -121,6 +134,8 @@ class Evaluator:
             for step in self._steps:
                 results = _run(step, values)
                 values.update(zip(step.op.outputs, results, strict=True))
+                if step.op.op_type == UPDATE:
+                    values[step.op.state] = results[0]
                 if not keep_all:
                     for var in step.frees:
                         del values[var]
@@ -128,20 +143,24 @@ class Evaluator:
 
     def _fed(self, inputs: Arrays) -> dict[Any, torch.Tensor]:
         """The given arrays as the program's input variables."""
+        import numpy as np
         import torch
 
-        if inputs.keys() != self._inputs.keys():
+        zeros = {
+            name: np.zeros([int(size) for size in var.shape], np.float16)
+            for name, var in self._states.items()
+        }
+        wanted = {**self._inputs, **self._states}
+        inputs = {**zeros, **inputs}
+        if inputs.keys() != wanted.keys():
             raise EdgekitError(
                 f"Wrong inputs for {self._package}.",
                 f"It takes {', '.join(self._inputs)}; given: {', '.join(inputs) or 'none'}.",
                 "Give one array for each of its inputs.",
             )
-        for name, var in self._inputs.items():
+        for name, var in wanted.items():
             _check_shape(f"Input {name} of {self._package}", var, inputs[name].shape)
-        return {
-            var: torch.from_numpy(inputs[name]).to(_dtype(var))
-            for name, var in self._inputs.items()
-        }
+        return {var: torch.from_numpy(inputs[name]).to(_dtype(var)) for name, var in wanted.items()}
 
 
 def _load(package: Path) -> Any:
@@ -223,6 +242,8 @@ def _run(step: _Step, values: dict[Any, torch.Tensor]) -> list[torch.Tensor]:
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     import torch
 
+    if tensor.dtype == torch.uint16:  # few of torch's operators take it
+        return tensor.int()
     return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 

@@ -3,7 +3,8 @@
 A Jetson's engine can be built only on that Jetson. The kit holds the ONNX model, ``run.pyz``
 (with the package ``kit``, shipped with edgekit), ``kit.json`` and a ``README.txt`` with the
 equal ``trtexec`` command. Whoever makes a bundle adds ``reference.npz``: arrays named
-``input/<name>`` and ``output/<name>``, batch first. ``read_result`` reads what comes back.
+``input/<name>`` and ``output/<name>``, batch first; those of a streaming model are whole sequences,
+(batch, tokens, ...), and not its states. ``read_result`` reads what comes back.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgekit import files
 from edgekit.converters import Artifact, tensorrt
+from edgekit.converters.interface import interface
+from edgekit.converters.kit.build import shapes_of
 from edgekit.converters.kit.files import digest
 from edgekit.converters.kit.main import SCHEMA_VERSION
 from edgekit.errors import EdgekitError
@@ -75,13 +78,14 @@ class DeviceResult(BaseModel):
         tensorrt: the version that built and ran it.
         build: facts of the build: build_seconds, engine_bytes, reused, ...
         drift: by output: max_abs, cosine and top1, each None if it is not finite.
-        timing: batch, warmup, iterations, throughput (samples a second) and latency_ms with
+        timing: by kind of call (``call``, or ``prefill`` and ``step`` of a streaming model):
+            batch, warmup, iterations, throughput (samples a second) and latency_ms with
             Avg P50 P90 P95 P99 Min Max Std.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     status: Literal["passed", "failed", "built, not run: no CUDA device"]
     model_sha256: str
     target: str
@@ -92,7 +96,7 @@ class DeviceResult(BaseModel):
     warnings: tuple[str, ...]
     tolerance: dict[str, float]
     drift: dict[str, dict[str, float | None]] | None
-    timing: dict[str, Any] | None
+    timing: dict[str, dict[str, Any]] | None
 
 
 def convert(source: Path, out: Path, target: Target) -> Artifact:
@@ -166,11 +170,11 @@ def trtexec(facts: dict[str, Any]) -> str:
         options.append("--stronglyTyped")
     if major < 10:
         options += [f"--{flag.lower()}" for flag in facts["flags"]]
-    dynamic = [i for i in facts["inputs"] if i["shape"][0] == -1]
-    for kind, batch in zip(("min", "opt", "max"), facts["batches"], strict=True):
+    dynamic = shapes_of(facts["inputs"], facts["dims"])
+    for place, kind in enumerate(("min", "opt", "max")):
         if dynamic:
-            shapes = ",".join(f"{i['name']}:{_by_x([batch, *i['shape'][1:]])}" for i in dynamic)
-            options.append(f"--{kind}Shapes={shapes}")
+            given = ",".join(f"{name}:{_by_x(shapes[place])}" for name, shapes in dynamic.items())
+            options.append(f"--{kind}Shapes={given}")
     options += ["--warmUp=500", "--iterations=100", "--percentile=50,90,95,99"]
     return " ".join(["/usr/src/tensorrt/bin/trtexec", *options])
 
@@ -249,9 +253,7 @@ def _facts(model: onnx.ModelProto, target: Target, files: list[str], sha256: str
         "tensorrt": target.runtime_version,
         "precision": precision,
         "flags": {"fp32": [], "fp16": ["FP16"], "int8": ["INT8", *float_flags]}[precision],
-        "batches": list(tensorrt.BATCHES),
-        "inputs": [_tensor(value) for value in model.graph.input],
-        "outputs": [_tensor(value) for value in model.graph.output],
+        **interface(model),
         "model": {"files": files, "sha256": sha256},
         "tolerance": TOLERANCE[precision],
     }
@@ -268,16 +270,6 @@ def _precision(model: onnx.ModelProto) -> str:
         return "fp16"
     casts = (a.i for n in model.graph.node if n.op_type == "Cast" for a in n.attribute)
     return "fp16" if half in casts else "fp32"
-
-
-def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
-    """Name, dtype and shape; -1 is a dynamic size."""
-    import onnx
-
-    kind = value.type.tensor_type
-    sizes = [d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim]
-    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    return {"name": value.name, "dtype": dtype, "shape": sizes}
 
 
 def _readme(facts: dict[str, Any], target: Target) -> str:

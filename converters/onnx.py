@@ -1,7 +1,8 @@
 """onnx: one exported program to one ONNX file, through ``torch.onnx.export(dynamo=True)``.
 
-The file has the graph's own input and output names, inferred shapes, and external data above
-2 GB (protobuf's limit). It is checked by ``onnx.checker`` before it takes its final name.
+The file has the graph's own names of inputs, outputs and sizes that vary, what
+``converters/interface.py`` says of them, inferred shapes, and external data above 2 GB
+(protobuf's limit). It is checked by ``onnx.checker`` before it takes its final name.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import files
 from edgekit.converters import Artifact
+from edgekit.converters.interface import interface, metadata
 from edgekit.errors import EdgekitError
+from edgekit.model import Dim, Input
 from edgekit.targets import Target
+from edgekit.targets.rules import rules_for
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -48,7 +52,7 @@ def convert(source: Graph, out: Path, target: Target) -> Artifact:
         EdgekitError: torch cannot express the graph in ONNX, or the result is invalid.
     """
     opset = _opset(source, target)
-    program = _export(source, max(opset, LEAST_OPSET))
+    program = _export(source, max(opset, LEAST_OPSET), rules_for(target).native)
     with files.atomic(out) as room:
         _save(program, room)
         if opset < LEAST_OPSET:
@@ -76,7 +80,7 @@ def _opset(source: Graph, target: Target) -> int:
     return max(min(DEFAULT_OPSET, ceiling), least if least == BLOCKS_OPSET else 0)
 
 
-def _export(source: Graph, opset: int) -> ONNXProgram:
+def _export(source: Graph, opset: int, native: frozenset[str]) -> ONNXProgram:
     import torch
 
     from edgekit.converters import onnx_ops
@@ -90,7 +94,8 @@ def _export(source: Graph, opset: int) -> ONNXProgram:
                 opset_version=opset,
                 input_names=[spec.name for spec in source.inputs],
                 output_names=list(source.outputs),
-                custom_translation_table=onnx_ops.table(),
+                dynamic_shapes=[_sizes(spec) for spec in source.inputs],
+                custom_translation_table=onnx_ops.table(native),
                 verbose=False,
             )
     except Exception as error:
@@ -102,7 +107,18 @@ def _export(source: Graph, opset: int) -> ONNXProgram:
     _pack_int4(program)
     _restore_names(program, program.exported_program)
     _drop_traces(program)
+    _name_bodies(program)
+    program.model.metadata_props.update(metadata(source))
     return program
+
+
+def _sizes(spec: Input) -> dict[int, str]:
+    """The names of an input's sizes that vary, by axis."""
+    return {axis: size.name for axis, size in enumerate(spec.shape) if isinstance(size, Dim)}
+
+
+def _written(size: int | Dim) -> int | str:
+    return size.name if isinstance(size, Dim) else size
 
 
 def _restore_names(program: ONNXProgram, exported: ExportedProgram) -> None:
@@ -147,6 +163,17 @@ def _drop_traces(program: ONNXProgram) -> None:
         node.metadata_props.clear()
         if scopes is not None:
             node.metadata_props[MODULE_PATH] = scopes
+
+
+def _name_bodies(program: ONNXProgram) -> None:
+    """Call the nodes of a loop's body after the loop: TensorRT wants names of its own for each."""
+    import onnx_ir as ir
+
+    for node in program.model.graph:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                for inner in attribute.as_graph():
+                    inner.name = f"{node.name}/{inner.name}"
 
 
 def _lower_opset(path: Path, opset: int) -> None:
@@ -202,7 +229,12 @@ def _check(path: Path, source: Graph) -> Any:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise EdgekitError("The exported ONNX file is invalid.", str(error)) from error
     model = onnx.load(str(path), load_external_data=False)
-    names = tuple(value.name for value in model.graph.output)
+    said = interface(model)
+    taken = {spec["name"]: spec["shape"] for spec in said["inputs"]}
+    wanted = {spec.name: [_written(size) for size in spec.shape] for spec in source.inputs}
+    if taken != wanted:
+        raise EdgekitError("The ONNX file's inputs are misnamed.", f"{taken}, {wanted}")
+    names = tuple(spec["name"] for spec in said["outputs"])
     if names != source.outputs:
         raise EdgekitError("The ONNX file's outputs are misnamed.", f"{names}, {source.outputs}")
     return model

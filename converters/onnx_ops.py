@@ -6,14 +6,20 @@ own number; 1, or none, is float32.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 
-def table() -> dict[Any, Any]:
-    """What makes ONNX operators of ours and of torch's, by operator."""
+def table(native: Collection[str]) -> dict[Any, Any]:
+    """What makes ONNX operators of ours and of torch's, by operator.
+
+    Args:
+        native: names of our operators that the runtime has kernels of its own for.
+    """
     import torch
     from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers the operators
 
+    from edgekit.converters import onnx_scan
     from edgekit.quantize import operators  # noqa: F401 - registers ours
 
     torchs, ours = torch.ops.quantized_decomposed, torch.ops.edgekit
@@ -24,6 +30,7 @@ def table() -> dict[Any, Any]:
         ours.dequantize_groups.default: _dequantize_groups,
         ours.quantize_fp8.default: _quantize_fp8,
         ours.dequantize_fp8.default: _dequantize_fp8,
+        **onnx_scan.table(native),
     }
 
 

@@ -5,7 +5,8 @@
 ``runtime``; what they can do is found out from the package itself. Precision is in the graph:
 networks are strongly typed and no precision flag is set.
 
-An ONNX file with a dynamic batch gets an engine for batches 1 to 8, tuned for 1 (``BATCHES``).
+Sizes that vary get the ranges that the ONNX file states (``converters/interface.py``): the engine
+takes any in between, and is tuned for the usual ones.
 """
 
 from __future__ import annotations
@@ -32,22 +33,20 @@ RUNTIME = "tensorrt"
 ACCEPTS = "onnx"
 REQUIRES = {"tensorrt_rtx": "tensorrt-rtx"}
 
-#: Least, best and greatest batch of an engine with a dynamic batch.
-BATCHES = (1, 1, 8)
-
 
 def convert(source: Path, out: Path, target: Target) -> Artifact:
     """Build the engine of an ONNX file for a target's GPU; ``out`` is complete or not there.
 
     Args:
-        source: an ONNX file whose only dynamic sizes are batches.
+        source: an ONNX file that states the range of every size that varies in its inputs; one
+            that states none may have a batch that does.
         out: the engine to write; it is replaced if it exists.
         target: says the package (``runtime``) and the GPU (``compute_capability``).
 
     Returns:
         The artifact. Its details: tensorrt (version), package, compute_capability,
         build_seconds, engine_bytes, activation_bytes, weight_bytes, build_peak_bytes,
-        batches (None if fixed) and warnings.
+        dims ({name: [least, usual, most]} of the sizes that vary) and warnings.
 
     Raises:
         EdgekitError: the target has no TensorRT engine of this kind, the package is not
@@ -65,7 +64,6 @@ def convert(source: Path, out: Path, target: Target) -> Artifact:
             "source": str(source.resolve()),
             "out": str(room.resolve()),
             "capability": target.compute_capability,
-            "batches": BATCHES,
         }
         facts = _work(source, request)
     size = facts["engine_bytes"] / 1e6

@@ -1,9 +1,9 @@
 """The process in which TensorRT parses and builds: a crash in it is not a crash of edgekit.
 
 ``python -m edgekit.converters.tensorrt_build REQUEST`` takes a JSON object with ``package``,
-``source`` and, to build and not only parse, ``out``, ``capability`` and ``batches``. It answers
-on stdout, one JSON object a line: any number of ``{"phase": name}``, then ``{"facts": {...}}``
-or ``{"problem": [what, why, fix]}``. Everything else goes to stderr, its log.
+``source`` and, to build and not only parse, ``out`` and ``capability``. It answers on stdout, one
+JSON object a line: any number of ``{"phase": name}``, then ``{"facts": {...}}`` or
+``{"problem": [what, why, fix]}``. Everything else goes to stderr, its log.
 """
 
 from __future__ import annotations
@@ -16,9 +16,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekit.converters.kit.build import build, load_tensorrt, make_builder, make_log, parse
+from edgekit.converters.interface import interface
+from edgekit.converters.kit.build import (
+    build,
+    load_tensorrt,
+    make_builder,
+    make_log,
+    parse,
+    shapes_of,
+)
 from edgekit.converters.kit.engine import Cuda
 from edgekit.converters.kit.problem import Problem
+from edgekit.errors import EdgekitError
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -28,6 +37,7 @@ def work(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
     trt = load_tensorrt(request["package"])
     log = make_log(trt, lambda text: _log(text))
     source = Path(request["source"])
+    taken = _interface(source)
     if request.get("out") is None:
         parse(trt, make_builder(trt, log), source, log)
         return {"tensorrt": trt.__version__, "package": trt.__name__}
@@ -37,13 +47,24 @@ def work(request: Mapping[str, Any], send: Send) -> dict[str, Any]:
         trt,
         source,
         log,
+        shapes_of(taken["inputs"], taken["dims"]),
         capability=request["capability"],
-        batches=request["batches"],
         report=lambda phase: send({"phase": phase}),
     )
     Path(request["out"]).write_bytes(plan)
+    facts["dims"] = taken["dims"]
     facts["build_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return facts
+
+
+def _interface(source: Path) -> dict[str, Any]:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        return interface(onnx.load(str(source), load_external_data=False))
+    except DecodeError as error:
+        raise Problem("it cannot be read as ONNX.", str(error)) from error
 
 
 def _require_gpu(trt: Any, capability: str) -> None:
@@ -77,7 +98,7 @@ def main() -> None:
 
     try:
         send({"facts": work(json.loads(sys.argv[1]), send)})
-    except Problem as problem:
+    except (Problem, EdgekitError) as problem:
         send({"problem": [problem.what, problem.why, problem.fix]})
     except OSError as error:
         send({"errno": error.errno, "why": str(error)})

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,7 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 from torch.fx import Node
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from edgekit.errors import EdgekitError
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from edgekit.model import Graph
 
 _TENSORS = (InputKind.PARAMETER, InputKind.BUFFER)
+#: What the metadata of a node says that is computed in float32 in half precision, too.
+IN_FLOAT32 = "float32"
 
 
 class Editor:
@@ -117,6 +120,62 @@ class Editor:
         node.meta = {key: value for key, value in like.meta.items() if key != "val"}
         return node
 
+    def arguments(self, node: Node) -> list[Any]:
+        """All that an operator is called with, in its schema's order, defaults among them."""
+        operator: Any = node.target
+        parameters = operator._schema.arguments
+        given = dict(zip((p.name for p in parameters), node.args, strict=False))
+        return [{**given, **node.kwargs}.get(p.name, p.default_value) for p in parameters]
+
+    def trace(
+        self,
+        form: Callable[..., Any],
+        *args: Any,
+        like: Node,
+        half: frozenset[str] | None = None,
+    ) -> list[Node]:
+        """Write what a function computes, in plain operators, before ``like``.
+
+        Args:
+            form: of tensors, and of other arguments as they are; returns a tensor or several.
+            args: a node stands for its tensor.
+            like: whose metadata the new nodes have.
+            half: the operators that may run in half precision, the others being marked
+                ``IN_FLOAT32``; None is all, by ``quantize.fp16``'s rules.
+
+        Returns:
+            A node for each result.
+        """
+        nodes = [arg for arg in args if isinstance(arg, Node)]
+        values = self._fakes(nodes)
+        mode = values[0].fake_mode
+
+        def on_tensors(*tensors: torch.Tensor) -> Any:
+            given = iter(tensors)
+            return form(*(next(given) if isinstance(arg, Node) else arg for arg in args))
+
+        with _unguarded(mode), mode:
+            traced = make_fx(on_tensors, pre_dispatch=True)(*values)
+        traced.graph.eliminate_dead_code()
+        copies = dict(zip(traced.graph.find_nodes(op="placeholder"), nodes, strict=True))
+        for node in traced.graph.nodes:
+            if node.op != "call_function":
+                continue
+            with self.fx.inserting_before(like):
+                copies[node] = self.fx.node_copy(node, copies.__getitem__)
+            copies[node].meta = {**like.meta, "val": node.meta["val"]}
+            if half is not None and str(node.target) not in half:
+                copies[node].meta[IN_FLOAT32] = True
+        results: Any = traced.graph.output_node().args[0]
+        return [copies[r] for r in (results if isinstance(results, tuple | list) else [results])]
+
+    def replace_results(self, old: Node, new: list[Node]) -> None:
+        """``replace`` for a call of several results: each ``getitem`` of ``old``, and ``old``."""
+        for user in list(old.users):
+            place: Any = user.args[1]
+            self.replace(user, new[place])
+        self.fx.erase_node(old)
+
     def restore_names(self) -> None:
         """Call each node as that of the previous graph which it came from.
 
@@ -169,21 +228,26 @@ class Editor:
         return self._origin.replace(program, precision)
 
     def _infer(self) -> None:
+        values = self._fakes(self.fx.find_nodes(op="placeholder"))
+        mode: Any = next(v.fake_mode for v in values if isinstance(v, torch.Tensor))
+        # Shapes are known to hold for every size; an operator's question about strides, answered
+        # for the traced size, must not pin a dynamic dimension to it.
+        with _unguarded(mode):
+            FakeTensorProp(self._module, mode).propagate_dont_convert_inputs(*values)
+
+    def _fakes(self, nodes: list[Node]) -> list[Any]:
+        """What stands for the nodes' values; for those of new constants, made here."""
         placeholders = self.fx.find_nodes(op="placeholder")
         known = [n.meta["val"] for n in placeholders if isinstance(n.meta.get("val"), torch.Tensor)]
         mode = known[0].fake_mode
         values = []
-        for node in placeholders:
+        for node in nodes:
             stored = self.tensor(node)
             fresh = "val" not in node.meta and stored is not None
             values.append(
                 mode.from_tensor(stored, static_shapes=True) if fresh else node.meta.get("val")
             )
-        # Shapes are known to hold for every size; an operator's question about strides, answered
-        # for the traced size, must not pin a dynamic dimension to it.
-        shapes = mode.shape_env
-        with shapes.suppress_guards() if shapes else contextlib.nullcontext():
-            FakeTensorProp(self._module, mode).propagate_dont_convert_inputs(*values)
+        return values
 
     def _input_specs(self) -> list[InputSpec]:
         """In the placeholders' order; copying a graph renames some, such as ``input``."""
@@ -204,6 +268,13 @@ class Editor:
             else spec
             for spec, result in zip(specs, results, strict=True)
         ]
+
+
+@contextlib.contextmanager
+def _unguarded(mode: Any) -> Iterator[None]:
+    """Let no question about a dynamic size become a condition on it."""
+    with mode.shape_env.suppress_guards() if mode.shape_env else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager

@@ -244,6 +244,7 @@ class Model:
         import torch
 
         from edgekit.edit import quiet_copies
+        from edgekit.tidy import tidy
 
         module = (self.traced or self.module).eval()
         inputs = (*self.inputs, *(state.input for state in self.states))
@@ -275,7 +276,7 @@ class Model:
                 "Models with data-dependent Python control flow need a rewrite first.",
             ) from error
         outputs = (*self.outputs, *(state.output for state in self.states))
-        return _without_views(Graph(exported, inputs, outputs, states=self.states))
+        return tidy(Graph(exported, inputs, outputs, states=self.states))
 
 
 @dataclass(frozen=True)
@@ -314,18 +315,6 @@ class Graph:
         """Run in PyTorch. Inputs and outputs are arrays by name, batch first."""
         module = self.exported.module(check_guards=False)
         return run_module(module, self.complete(inputs), self.outputs)
-
-
-def _without_views(graph: Graph) -> Graph:
-    """A view demands strides, which a rewrite upstream may change; a reshape does not."""
-    import torch
-
-    from edgekit.edit import Editor
-
-    editor = Editor(graph)
-    for node in editor.calls("aten.view.default"):
-        node.target = torch.ops.aten.reshape.default
-    return editor.done()
 
 
 def run_module(

@@ -30,7 +30,7 @@ class Recipe(BaseModel):
     """What ``edgekit build`` makes.
 
     Attributes:
-        model: ``timm/NAME``, ``transformers/FOLDER_OR_ID``, ``FILE.onnx`` or
+        model: ``timm/NAME``, ``transformers/FOLDER_OR_ID``, ``reference/NAME``, ``FILE.onnx`` or
             ``package.module:factory``.
         targets: names of target devices; each gets a folder in the bundle. None is needed to
             inspect a model.

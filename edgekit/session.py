@@ -21,7 +21,7 @@ import numpy as np
 from edgekit.bundle import MANIFEST, Bundle, Row
 from edgekit.errors import EdgekitError
 from edgekit.find import find
-from edgekit.model import BATCH, Dim, State
+from edgekit.model import Dim, State
 from edgekit.targets.runtimes import Arrays, Runtime
 
 Array = np.ndarray[Any, Any]
@@ -208,7 +208,7 @@ class Session:
     def _room(self, length: int) -> None:
         """Raise if a cache that grows would not hold so many tokens more."""
         for dim in (size for spec in self.specs for size in spec.shape if isinstance(size, Dim)):
-            if dim.name != BATCH.name and self.seen + length > dim.most:
+            if dim.name == "past" and self.seen + length > dim.most:
                 raise EdgekitError(
                     f"{self.name} cannot take {length} tokens more.",
                     f"It has seen {self.seen}, and its caches hold {dim.most}.",

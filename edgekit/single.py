@@ -16,6 +16,7 @@ from edgekit.targets.runtimes import runtime_for
 from edgekit.whole import opened
 
 if TYPE_CHECKING:
+    from edgekit.converters.on_device import DeviceResult
     from edgekit.latency import Settings
     from edgekit.targets.runtimes import Arrays
     from edgekit.work import Work
@@ -314,18 +315,26 @@ def read_back(bundle_path: Path, result_path: Path) -> Bundle:
     found = read_result(
         result_path, {t: str(r.details.get("model_sha256")) for t, r in kits.items()}
     )
-    entry: dict[str, Any] = {"runtime": f"tensorrt {found.tensorrt}", "status": found.status}
-    if found.timing is not None:
-        figures = {name.lower(): value for name, value in found.timing["latency_ms"].items()}
-        figures |= {name: found.timing[name] for name in ("throughput", "iterations", "warmup")}
-        entry |= {"status": "measured", "latency_ms": figures, "peak_memory_mb": None}
     worst = min((found.drift or {}).values(), key=lambda d: d["cosine"] or 0, default=None)
     row = kits[found.target].model_copy(
         update={
             "status": {"passed": "verified on the device"}.get(found.status, found.status),
             "ok": found.status != "failed",
             "drift": worst,
-            "latency": [{**entry, "device": found.device}],
+            "latency": _device_latency(found),
         }
     )
     return bundle.with_row(row)
+
+
+def _device_latency(found: DeviceResult) -> list[dict[str, Any]]:
+    """An entry for each kind of call that the kit timed, as those of latency measured here."""
+    entry = {"runtime": f"tensorrt {found.tensorrt}", "device": found.device}
+    entries = []
+    for kind, timing in (found.timing or {}).items():
+        figures = {name.lower(): value for name, value in timing["latency_ms"].items()}
+        figures |= {name: timing[name] for name in ("throughput", "iterations", "warmup")}
+        phase = {} if kind == "call" else {"phase": kind}
+        measured = {"status": "measured", "latency_ms": figures, "peak_memory_mb": None}
+        entries.append({**entry, **phase, **measured})
+    return entries or [{**entry, "status": found.status}]

@@ -102,10 +102,10 @@ def _brief(entry: dict[str, Any]) -> str:
     found = entry.get("latency_ms")
     if found is None:
         return str(entry["status"])
+    phase = f"{entry['phase']}: " if "phase" in entry else ""
     threads = entry.get("threads")
     if threads is None:
-        return f"{found['p50']:.2f} ms ({entry['runtime']})"
-    phase = f"{entry['phase']}: " if "phase" in entry else ""
+        return f"{phase}{found['p50']:.2f} ms ({entry['runtime']})"
     text = f"{phase}{found['p50']:.2f} ms ({threads} thread{'s' if threads > 1 else ''})"
     return f"{text}, {against_float(entry['to_float'])}" if "to_float" in entry else text
 

@@ -1,7 +1,7 @@
 """Fp16: half precision written into the graph as explicit casts.
 
-1. Normalisations (also those that a rewrite wrote out), softmax, exponentials and reductions
-   run in fp32.
+1. Normalisations, softmax, exponentials, reductions and recurrences run in fp32, and so does
+   what a rewrite marked with ``edit.IN_FLOAT32``.
 2. What only moves values (views, concatenations...) follows its inputs.
 3. Everything else runs in fp16; a constant it needs is stored in fp16, clamped to its range.
 4. Inputs and outputs of the graph keep their dtypes.
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgekit.edit import Editor
+from edgekit.edit import IN_FLOAT32, Editor
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -33,7 +33,7 @@ FLOAT32 = frozenset(
     _native_batch_norm_legit_no_training softmax _softmax log_softmax logsumexp softplus exp exp2
     expm1 log log2 log1p pow rsqrt reciprocal sum mean var std var_mean norm linalg_vector_norm
     prod cumsum cumprod adaptive_avg_pool1d adaptive_avg_pool2d cosine_similarity normalize sin
-    cos
+    cos mamba_scan linear_scan ssd gated_delta lmu
     """.split()
 )
 #: Operators that move values without computing with them (rule 2).
@@ -44,7 +44,7 @@ MOVES = frozenset(
     unbind cat stack pad constant_pad_nd roll flip alias detach dropout getitem pixel_shuffle
     pixel_unshuffle unfold movedim swapaxes tile repeat_interleave max_pool2d relu neg abs amax
     amin maximum minimum where masked_fill upsample_nearest2d lift_fresh_copy as_strided _to_copy
-    to topk sort argmax argmin quantize_per_tensor quantize_fp8
+    to topk sort argmax argmin quantize_per_tensor quantize_fp8 latest
     """.split()
 )
 #: What torch.export writes beside a cast in the user's code (rule 5).
@@ -100,7 +100,7 @@ class _HalfPrecision:
             self.kind[node] = fixed or _explicit(name, node) or (dtype if floats else _WIDE)
 
     def _dtype(self, name: str, node: Node, floats: list[Node]) -> torch.dtype:
-        if name in FLOAT32 or "normalisation" in node.meta:
+        if name in FLOAT32 or IN_FLOAT32 in node.meta:
             return _WIDE
         kinds = {self.kind[n] for n in floats}
         if name in MOVES and len(kinds) == 1 and not self._only_constants(floats):

@@ -8,9 +8,12 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence, Tuple
 
 from .problem import Problem
+
+#: Least, usual and greatest shape of an input.
+Shapes = Tuple[Sequence[int], Sequence[int], Sequence[int]]
 
 
 def load_tensorrt(*packages: str) -> Any:
@@ -120,19 +123,19 @@ def build(
     trt: Any,
     onnx: Path,
     log: Any,
+    shapes: Mapping[str, Shapes],
     capability: str | None = None,
     flags: Sequence[str] = (),
-    batches: Sequence[int] = (1, 1, 8),
     report: Callable[[str], None] = lambda phase: None,
 ) -> tuple[Any, dict[str, Any]]:
     """Build an engine.
 
     Args:
+        shapes: of the inputs with a size that varies, by name.
         capability: the GPU's compute capability such as "8.9", where TensorRT lets it be
             chosen (RTX); else the GPU of this machine.
         flags: builder flags that a TensorRT without strong typing needs for the graph's
             precisions ("FP16", "INT8"); not used by others.
-        batches: least, best and greatest batch, for inputs with a dynamic batch.
         report: is told each phase's name.
 
     Returns:
@@ -146,7 +149,7 @@ def build(
         _set_capability(trt, config, capability)
     if not strongly_typed(trt):
         _set_flags(trt, config, flags)
-    dynamic = _set_profile(builder, network, config, batches)
+    _set_profile(builder, network, config, shapes)
     monitor = make_monitor(trt, report)
     if monitor is not None:
         config.progress_monitor = monitor
@@ -165,7 +168,6 @@ def build(
         "compute_capability": capability,
         "build_seconds": round(seconds, 3),
         "engine_bytes": int(plan.nbytes),
-        "batches": list(batches) if dynamic else None,
         "warnings": log.texts("WARNING"),
     }
     facts.update(_memory(log))
@@ -197,27 +199,38 @@ def _set_flags(trt: Any, config: Any, flags: Sequence[str]) -> None:
             raise _refused(trt, f"builder flag {name}")
 
 
-def _set_profile(builder: Any, network: Any, config: Any, batches: Sequence[int]) -> bool:
-    """Bound the dynamic batches. Returns whether there are any."""
-    profile = builder.create_optimization_profile()
-    dynamic = False
+def shapes_of(
+    inputs: Sequence[Mapping[str, Any]], dims: Mapping[str, Sequence[int]]
+) -> dict[str, Shapes]:
+    """The shapes of the inputs with a size that varies: one written as its name, as in kit.json."""
+    found: dict[str, Shapes] = {}
+    for spec in inputs:
+        if any(isinstance(size, str) for size in spec["shape"]):
+            bounds = [dims[s] if isinstance(s, str) else (s, s, s) for s in spec["shape"]]
+            least, usual, most = ([bound[k] for bound in bounds] for k in range(3))
+            found[spec["name"]] = (least, usual, most)
+    return found
+
+
+def _set_profile(builder: Any, network: Any, config: Any, shapes: Mapping[str, Shapes]) -> None:
+    """Bound every size that varies."""
+    profile, dynamic = builder.create_optimization_profile(), False
     for tensor in (network.get_input(i) for i in range(network.num_inputs)):
-        shape = tuple(tensor.shape)
-        if -1 in shape[1:]:
+        if -1 not in tuple(tensor.shape):
+            continue
+        dynamic = True
+        if tensor.name not in shapes:
             raise Problem(
-                f"Input {tensor.name!r} has shape {shape}: more than its batch is dynamic.",
-                "Only the batch gets an optimization profile.",
-                "Export the model with that size fixed.",
+                f"Input {tensor.name!r} has shape {tuple(tensor.shape)}, of no known range.",
+                "TensorRT builds for a least, a usual and a greatest shape.",
+                "Export the model again with ranges, or with fixed sizes.",
             )
-        if -1 in shape:
-            dynamic = True
-            wanted = [(size, *shape[1:]) for size in batches]
-            profile.set_shape(tensor.name, *wanted)
-            if [tuple(size) for size in profile.get_shape(tensor.name)] != wanted:
-                raise Problem(f"TensorRT refused the shapes {wanted} for input {tensor.name!r}.")
+        wanted = [tuple(shape) for shape in shapes[tensor.name]]
+        profile.set_shape(tensor.name, *wanted)
+        if [tuple(shape) for shape in profile.get_shape(tensor.name)] != wanted:
+            raise Problem(f"TensorRT refused the shapes {wanted} for input {tensor.name!r}.")
     if dynamic and config.add_optimization_profile(profile) < 0:
-        raise Problem(f"TensorRT refused the optimization profile for batches {batches}.")
-    return dynamic
+        raise Problem(f"TensorRT refused the optimization profile {dict(shapes)}.")
 
 
 def _refused(trt: Any, setting: str) -> Problem:

@@ -10,6 +10,8 @@ import numpy as np
 from .problem import NoDevice, Problem
 
 if TYPE_CHECKING:
+    from .build import Shapes
+
     Arrays = dict[str, np.ndarray[Any, Any]]
 
 
@@ -60,17 +62,21 @@ class Cuda:
 
     def allocate(self, size: int) -> int:
         address = ctypes.c_uint64()
-        self.call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(max(size, 1)))
+        self.call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
         return address.value
 
     def free(self, address: int) -> None:
         self.call("cuMemFree_v2", ctypes.c_uint64(address))
 
     def upload(self, address: int, array: np.ndarray[Any, Any]) -> None:
+        if not array.nbytes:
+            return
         source, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
         self.call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), source, size, self.stream)
 
     def download(self, array: np.ndarray[Any, Any], address: int) -> None:
+        if not array.nbytes:
+            return
         target, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
         self.call("cuMemcpyDtoHAsync_v2", target, ctypes.c_uint64(address), size, self.stream)
 
@@ -109,7 +115,8 @@ class Engine:
         mode = trt.TensorIOMode.INPUT
         self.inputs = [n for n in names if self._engine.get_tensor_mode(n) == mode]
         self.outputs = [n for n in names if n not in self.inputs]
-        self._dtypes = {n: _numpy_type(self._engine.get_tensor_dtype(n), n) for n in names}
+        self.dtypes = {n: _numpy_type(self._engine.get_tensor_dtype(n), n) for n in names}
+        self.shapes = {n: self._shapes(n) for n in self.inputs}
         self._memory: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> Engine:
@@ -122,18 +129,24 @@ class Engine:
         self._context = self._engine = self._runtime = None
         self.cuda.close()
 
-    @property
-    def batch(self) -> int:
-        """The batch it takes: the fixed one, or the greatest of a dynamic one."""
-        name = self.inputs[0]
+    def _shapes(self, name: str) -> Shapes:
+        """The least, usual and greatest shape that an input may have."""
         shape = tuple(self._engine.get_tensor_shape(name))
-        if shape[0] == -1:
-            _least, _best, shape = self._engine.get_tensor_profile_shape(name, 0)
-        return int(shape[0])
+        if -1 not in shape:
+            return shape, shape, shape
+        least, usual, most = self._engine.get_tensor_profile_shape(name, 0)
+        return tuple(least), tuple(usual), tuple(most)
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        """The least and the greatest batch that it takes."""
+        least, _usual, most = self.shapes[self.inputs[0]]
+        return int(least[0]), int(most[0])
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Outputs by name for one batch of inputs by name; the copies are included."""
-        held = {name: self._ready(name, inputs) for name in self.inputs}
+        self._complete(inputs)
+        held = {name: self._ready(name, inputs[name]) for name in self.inputs}
         for name, array in held.items():
             if not self._context.set_input_shape(name, array.shape):
                 raise Problem(f"The engine does not take shape {array.shape} for input {name!r}.")
@@ -141,7 +154,10 @@ class Engine:
         outputs = {}
         for name in self.outputs:
             shape = tuple(self._context.get_tensor_shape(name))
-            outputs[name] = np.empty(shape, self._dtypes[name])
+            if -1 in shape:
+                given = ", ".join(f"{n} {a.shape}" for n, a in held.items())
+                raise Problem("The inputs' shapes do not fit each other.", f"Given: {given}.")
+            outputs[name] = np.empty(shape, self.dtypes[name])
             self._place(name, outputs[name].nbytes)
         if not self._context.execute_async_v3(self.cuda.stream.value):
             raise Problem("TensorRT could not run the engine.", "See its errors above.")
@@ -151,32 +167,62 @@ class Engine:
         return outputs
 
     def infer_all(self, inputs: Arrays) -> Arrays:
-        """Like infer, for any number of samples: in batches, the last one filled up."""
-        count, batch = len(inputs[self.inputs[0]]), self.batch
+        """Like infer, for any number of samples: in batches, a last one too small filled up."""
+        count, (least, most) = self._count(inputs), self.batches
         parts: dict[str, list[Any]] = {name: [] for name in self.outputs}
-        for start in range(0, count, batch):
-            chunk = {n: filled(a[start : start + batch], batch) for n, a in inputs.items()}
+        for start in range(0, count, most):
+            chunk = {n: filled(inputs[n][start : start + most], least) for n in self.inputs}
             for name, array in self.infer(chunk).items():
                 parts[name].append(array[: count - start])
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
-    def _ready(self, name: str, inputs: Arrays) -> np.ndarray[Any, Any]:
-        if name not in inputs:
-            raise Problem(f"Input {name!r} is missing.", f"Given: {', '.join(sorted(inputs))}.")
-        array, dtype = inputs[name], self._dtypes[name]
+    def _count(self, inputs: Arrays) -> int:
+        """The number of samples, which all inputs have."""
+        self._complete(inputs)
+        counts = {name: len(inputs[name]) for name in self.inputs}
+        if len(set(counts.values())) > 1 or 0 in counts.values():
+            told = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise Problem(f"The inputs do not have equally many samples, at least one: {told}.")
+        return counts[self.inputs[0]]
+
+    def _complete(self, inputs: Arrays) -> None:
+        for name in self.inputs:
+            if name not in inputs:
+                raise Problem(f"Input {name!r} is missing.", f"Given: {', '.join(sorted(inputs))}.")
+
+    def _ready(self, name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The array as the engine takes it, if it does."""
+        dtype, (least, _usual, most) = self.dtypes[name], self.shapes[name]
         integers = array.dtype.kind in "iu" and dtype.kind in "iu"
         if array.dtype != dtype and not integers:
             raise Problem(f"Input {name!r} is {array.dtype}; the engine takes {dtype}.")
+        if array.ndim != len(least):
+            raise Problem(
+                f"Input {name!r} has shape {array.shape}; the engine takes {len(least)} axes."
+            )
+        for axis, (low, size, high) in enumerate(zip(least, array.shape, most)):
+            if not low <= size <= high:
+                taken = f"{low}" if low == high else f"{low} to {high}"
+                raise Problem(
+                    f"Input {name!r} has size {size} on axis {axis}; the engine takes {taken}.",
+                    f"Its shape is {array.shape}.",
+                    "Give it within the range, or build the engine for a wider one.",
+                )
         return np.ascontiguousarray(array, dtype)
 
     def _place(self, name: str, size: int) -> int:
-        """The address of at least ``size`` bytes for a tensor, kept for the next call."""
-        address, held = self._memory.get(name, (0, -1))
-        if held < size:
-            if held >= 0:
+        """The address of at least ``size`` bytes for a tensor, kept for the next call.
+
+        A tensor that grows gets twice what it had, so that one that grows a little with each
+        call is not given new memory with each.
+        """
+        address, held = self._memory.get(name, (0, 0))
+        if held < max(size, 1):
+            if self._memory.pop(name, None) is not None:
                 self.cuda.free(address)
-            address = self.cuda.allocate(size)
-            self._memory[name] = (address, size)
+            held = max(size, 2 * held, 1)
+            address = self.cuda.allocate(held)
+            self._memory[name] = (address, held)
         if not self._context.set_tensor_address(name, address):
             raise Problem(f"TensorRT refused the memory for tensor {name!r}.")
         return address

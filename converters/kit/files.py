@@ -67,17 +67,21 @@ def check_model(folder: Path, kit: dict[str, Any]) -> None:
 
 
 def load_reference(folder: Path, kit: dict[str, Any]) -> tuple[Arrays, Arrays]:
-    """(inputs, expected outputs) by name, batch first."""
+    """(inputs, expected outputs) by name, batch first; states have none."""
     path = folder / "reference.npz"
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError) as error:
         raise Problem(f"{path} cannot be read.", str(error), "Copy the whole kit again.") from error
-    wanted = [f"input/{i['name']}" for i in kit["inputs"]]
-    wanted += [f"output/{o['name']}" for o in kit["outputs"]]
+    carried = {name for pair in kit["states"] for name in pair}
+    inputs, outputs = (
+        [spec["name"] for spec in kit[kind] if spec["name"] not in carried]
+        for kind in ("inputs", "outputs")
+    )
+    wanted = [*(f"input/{name}" for name in inputs), *(f"output/{name}" for name in outputs)]
     missing = [key for key in wanted if key not in arrays]
     if missing:
         raise Problem(f"{path} lacks {', '.join(missing)}.", f"It has {', '.join(arrays)}.")
-    inputs = {i["name"]: arrays[f"input/{i['name']}"] for i in kit["inputs"]}
-    return inputs, {o["name"]: arrays[f"output/{o['name']}"] for o in kit["outputs"]}
+    expected = {name: arrays[f"output/{name}"] for name in outputs}
+    return {name: arrays[f"input/{name}"] for name in inputs}, expected

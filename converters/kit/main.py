@@ -7,17 +7,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
-from .build import build, load_tensorrt, make_log
+from .build import build, load_tensorrt, make_log, shapes_of
 from .device import device_facts
-from .engine import Cuda, Engine
+from .engine import Cuda, Engine, filled
 from .files import check_model, digest, load_reference, read_json, write
 from .measure import compare, measure, within
 from .problem import NoDevice, Problem, say
+from .stream import calls, run_stream
 
 if TYPE_CHECKING:
     from .engine import Arrays
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NOT_RUN = "built, not run: no CUDA device"
 
 
@@ -44,13 +45,13 @@ def engine_for(
         trt,
         folder / kit["model"]["files"][0],
         log,
+        shapes_of(kit["inputs"], kit["dims"]),
         capability=options.compute_capability,
         flags=kit["flags"],
-        batches=kit["batches"],
         report=lambda phase: say(f"  {phase}"),
     )
     write(plan, engine)
-    built.update(key, engine_sha256=digest([plan]))
+    built.update(key, dims=kit["dims"], engine_sha256=digest([plan]))
     write(facts, built)
     return dict(built, reused=False)
 
@@ -95,28 +96,33 @@ def run(folder: Path, options: argparse.Namespace) -> int:
         "timing": None,
     }
     if gpu is not None:
-        _run_engine(folder, trt, log, (inputs, expected), options, result)
+        with Engine(trt, (folder / "engine.plan").read_bytes(), log) as engine:
+            result.update(_judged(engine, kit, inputs, expected, options))
     write(options.result, result)
     _summary(result, options.result)
     return 1 if result["status"] == "failed" else 0
 
 
-def _run_engine(
-    folder: Path,
-    trt: Any,
-    log: Any,
-    reference: tuple[Arrays, Arrays],
+def _judged(
+    engine: Engine,
+    kit: dict[str, Any],
+    inputs: Arrays,
+    expected: Arrays,
     options: argparse.Namespace,
-    result: dict[str, Any],
-) -> None:
-    inputs, expected = reference
-    with Engine(trt, (folder / "engine.plan").read_bytes(), log) as engine:
+) -> dict[str, Any]:
+    """Drift from the reference, what each kind of call takes, and the status."""
+    if kit["states"]:
+        actual = run_stream(engine, kit, inputs)
+        timed = calls(engine, kit, inputs)
+    else:
         actual = engine.infer_all(inputs)
-        drift = {name: compare(actual[name], array) for name, array in expected.items()}
-        batch = 1 if result["build"]["batches"] else engine.batch
-        timing = measure(engine, inputs, batch, options.warmup, options.iterations)
-    passed = within(drift, result["tolerance"])
-    result.update(drift=drift, timing=timing, status="passed" if passed else "failed")
+        batch = engine.batches[0]
+        one = {name: filled(array[:batch], batch) for name, array in inputs.items()}
+        timed = iter([("call", one)])
+    drift = {name: compare(actual[name], array) for name, array in expected.items()}
+    timing = {n: measure(engine, call, options.warmup, options.iterations) for n, call in timed}
+    passed = within(drift, kit["tolerance"])
+    return {"drift": drift, "timing": timing, "status": "passed" if passed else "failed"}
 
 
 def _version_warnings(kit: dict[str, Any], trt: Any) -> list[str]:
@@ -132,10 +138,10 @@ def _version_warnings(kit: dict[str, Any], trt: Any) -> list[str]:
 def _summary(result: dict[str, Any], path: Path) -> None:
     for name, drift in (result["drift"] or {}).items():
         say(f"{name}: " + "  ".join(f"{key} {value}" for key, value in drift.items()))
-    if result["timing"]:
-        latency = result["timing"]["latency_ms"]
-        say("Latency (ms): " + "  ".join(f"{key} {value}" for key, value in latency.items()))
-        say(f"Throughput: {result['timing']['throughput']} samples a second")
+    for name, timing in (result["timing"] or {}).items():
+        latency = "  ".join(f"{key} {value}" for key, value in timing["latency_ms"].items())
+        say(f"Latency of a {name} (ms): {latency}")
+        say(f"Throughput of a {name}: {timing['throughput']} samples a second")
     say(f"Status: {result['status']}. Written: {path}")
 
 

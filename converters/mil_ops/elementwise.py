@@ -42,6 +42,8 @@ def table() -> Table:
         **{name: _unary(getattr(torch, name)) for name in _SAME_IN_TORCH},
         "cast": lambda x, dtype: x,  # the evaluator rounds to the declared type
         "identity": lambda x: x,
+        "read_state": lambda input: input,
+        "coreml_update_state": lambda state, value: value,  # the evaluator keeps it
         "clip": lambda x, alpha, beta: x.clamp(alpha, beta),
         "inverse": lambda x, epsilon=1e-4: 1 / (x + epsilon),
         "log": lambda x, epsilon=1e-45: torch.log(x + epsilon),

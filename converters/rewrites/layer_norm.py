@@ -27,12 +27,14 @@ def rewrite(graph: Graph) -> Graph:
 def _written_out(editor: Editor, node: Node) -> Node:
     import torch
 
+    from edgekit.edit import IN_FLOAT32
+
     aten = torch.ops.aten
     source: Any = node.args[0]
     shape: Any = node.args[1]
     given: list[Any] = list(node.args[2:5])
     weight, bias, epsilon = given + [None, None, 1e-5][len(given) :]
-    node.meta["normalisation"] = True  # what stands beside it inherits this: it stays in fp32
+    node.meta[IN_FLOAT32] = True  # what stands beside it inherits this
     axes = list(range(-len(shape), 0))
     mean = editor.call(aten.mean.dim, source, axes, True, like=node)
     centred = editor.call(aten.sub.Tensor, source, mean, like=node)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 FORMS = (
-    "Write timm/NAME (an architecture or a folder), transformers/FOLDER_OR_ID, a file "
-    "FILE.onnx, or package.module:factory for your own code."
+    "Write timm/NAME (an architecture or a folder), transformers/FOLDER_OR_ID, reference/NAME "
+    "(a model of ours, or a folder), a file FILE.onnx, or package.module:factory for your own code."
 )
 
 
@@ -51,7 +51,7 @@ def load(source: str, options: Options) -> Model:
     """The model that ``source`` names, in evaluation mode, with its weights.
 
     Args:
-        source: ``timm/NAME``, ``transformers/FOLDER_OR_ID``, ``FILE.onnx`` or
+        source: ``timm/NAME``, ``transformers/FOLDER_OR_ID``, ``reference/NAME``, ``FILE.onnx`` or
             ``package.module:factory``.
 
     Raises:

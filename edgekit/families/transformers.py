@@ -32,14 +32,16 @@ FEATURES = ("last_hidden_state", "pooler_output")
 def load(name: str, options: Options) -> Model:
     """A transformers model in float32, whatever its checkpoint's dtype.
 
-    Its input is ``pixel_values`` (1, channels, height, width) or ``input_ids`` (1, tokens);
+    Its input is ``pixel_values`` (1, channels, height, width) or ``input_ids`` (1, tokens), of any
+    length where the model is recurrent or streamed (see ``families.causal.seam``);
     its outputs are ``logits`` (and ``pred_...``), else the ``last_hidden_state`` and, if there is
     one, the ``pooler_output``. ``--set`` changes the configuration, such as ``num_labels=10``;
     ``--set attn_implementation=eager`` the attention (sdpa wherever the model has it).
 
     Raises:
         EdgekitError: no such folder or id, a model that needs its own code, a checkpoint of
-            another model (its keys are listed), or inputs that must be given.
+            another model (its keys are listed), inputs that must be given, a recurrence or
+            attention that edgekit's operators do not have, or a stream of no causal decoder.
     """
     source = f"transformers/{name}"
     folder, local = _folder(name, options)
@@ -55,12 +57,15 @@ def load(name: str, options: Options) -> Model:
             model = _load(config, state, attention, source, str(path), options.allow_partial)
             weights = "checkpoint" if local or options.checkpoint else "pretrained"
     preprocess = processor.read(folder)
-    inputs = options.inputs or (_input(model, preprocess, source),)
+    inputs = options.inputs or (_input(model, preprocess, source, options.mode),)
     result = probe.run(model, inputs, source)
     outputs = _outputs(result)
-    return Model(
+    made = Model(
         _wrap(model, outputs), inputs, outputs, source, weights, _fitting(preprocess, inputs)
     )
+    from edgekit.families.causal import seam
+
+    return seam.attach(made, model, options.mode, attention)
 
 
 def _folder(name: str, options: Options) -> tuple[Path, bool]:
@@ -115,8 +120,8 @@ def _config(folder: Path, arguments: Mapping[str, Any], source: str) -> Any:
         raise probe.failed(
             f"The configuration of {source} cannot be used.",
             error,
-            "edgekit runs transformers' own models only, never code from a checkpoint. "
-            "Check config.json and the --set arguments.",
+            "Check config.json and the --set arguments. edgekit runs transformers' own models "
+            "only, never code from a checkpoint.",
         ) from error
     unused = {key: value for key, value in unused.items() if key in arguments}
     if unused:
@@ -169,6 +174,8 @@ def _load(
     """Through transformers' own loader, which knows the keys' older names."""
     import torch
 
+    from edgekit.families.causal import seam
+
     cls = _class(config, source)
     try:
         model, info = cls.from_pretrained(
@@ -188,6 +195,8 @@ def _load(
     misshaped = {key: (tuple(a), tuple(b)) for key, a, b in info["mismatched_keys"]}
     if missing or extra or misshaped:
         nothing_fits = len(extra) + len(misshaped) == len(state)
+        if not allow_partial:
+            seam.check_layers(model, missing, extra, path, source)
         if nothing_fits or not allow_partial:
             raise checkpoint.misfit(path, cls.__name__, missing, extra, misshaped)
         say(f"{path}: {len(missing) + len(misshaped)} tensors stay random (--allow-partial).")
@@ -195,12 +204,14 @@ def _load(
     return loaded
 
 
-def _input(model: Any, preprocess: Preprocess | None, source: str) -> Input:
+def _input(model: Any, preprocess: Preprocess | None, source: str, mode: str) -> Input:
     """The model's main input, of the size that its configuration states."""
+    from edgekit.families.causal import seam
+
     config, name = model.config, model.main_input_name
     if name == "input_ids":
         longest = getattr(config, "max_position_embeddings", TOKENS)
-        return Input(name, (1, min(TOKENS, longest)), "int64")
+        return Input(name, (1, seam.length(model, mode) or min(TOKENS, longest)), "int64")
     size = _image_size(config, preprocess)
     if name == "pixel_values" and size:
         channels = getattr(config, "num_channels", 3)

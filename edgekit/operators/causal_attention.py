@@ -12,6 +12,9 @@ import torch
 
 from edgekit.operators import wide
 
+#: Queries at a time: the scores of all would not fit the memory where there are many.
+ROWS = 512
+
 
 @torch.library.custom_op("edgekit::causal_attention", mutates_args=())
 def causal_attention(
@@ -34,15 +37,19 @@ def causal_attention(
         (b, h, T, v).
     """
     q, k, v = wide(query, key, value)
+    q = q * scale
     heads = query.shape[1] // key.shape[1]
     k, v = (tensor.repeat_interleave(heads, 1) for tensor in (k, v))
-    rows, columns = query.shape[2], key.shape[2]
-    at = torch.arange(rows)[:, None] + columns - rows
-    ahead = torch.arange(columns)[None] - at
-    hidden = ahead > 0 if window is None else (ahead > 0) | (ahead <= -window)
-    scores = torch.matmul(q, k.transpose(-1, -2)) * scale
-    weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), -1)
-    return torch.matmul(weights, v).to(query.dtype)
+    before, outputs = key.shape[2] - query.shape[2], []
+    for start in range(before, key.shape[2], ROWS):
+        end = min(start + ROWS, key.shape[2])
+        first = 0 if window is None else max(start - window + 1, 0)
+        ahead = torch.arange(first, end)[None] - torch.arange(start, end)[:, None]
+        hidden = ahead > 0 if window is None else (ahead > 0) | (ahead <= -window)
+        rows = q[:, :, start - before : end - before]
+        scores = torch.matmul(rows, k[:, :, first:end].mT).masked_fill_(hidden, float("-inf"))
+        outputs.append(torch.matmul(torch.softmax(scores, -1), v[:, :, first:end]))
+    return torch.cat(outputs, 2).to(query.dtype)
 
 
 @causal_attention.register_fake

@@ -1,15 +1,20 @@
 """gated_delta: the gated delta rule (Yang, Kautz and Hatamizadeh, 2024, equation 10).
 
-    kept     = exp(decay[t]) state[t-1]                                     (k, v), for each head
-    state[t] = kept + key[t]^T beta[t] (value[t] - key[t] kept)
-    y[t]     = query[t] state[t]
+kept     = exp(decay[t]) state[t-1]                                     (k, v), for each head
+state[t] = kept + key[t]^T beta[t] (value[t] - key[t] kept)
+y[t]     = query[t] state[t]
+
+Steps are taken in chunks, in which what each changes is the solution of a triangular system
+(section 3.3 there).
 """
 
 from __future__ import annotations
 
 import torch
 
-from edgekit.operators import wide
+from edgekit.operators import chunks, decays, wide
+
+CHUNK = 64
 
 
 @torch.library.custom_op("edgekit::gated_delta", mutates_args=())
@@ -34,15 +39,20 @@ def gated_delta(
     Returns:
         y (b, L, h, v) and the state after the last step (b, h, k, v).
     """
-    q, k, v, log_decay, rate, s = wide(query, key, value, decay, beta, state)
-    kept, s, outputs = torch.exp(log_decay), s.clone(), []
-    for t in range(query.shape[1]):
-        s = kept[:, t, :, None, None] * s
-        found = torch.matmul(k[:, t, :, None], s)
-        change = rate[:, t, :, None, None] * (v[:, t, :, None] - found)
-        s = s + k[:, t, ..., None] * change
-        outputs.append(torch.matmul(q[:, t, :, None], s).squeeze(-2))
-    return torch.stack(outputs, 1).to(value.dtype), s.to(state.dtype)
+    *values, s = wide(query, key, value, decay, beta, state)
+    outputs = []
+    for parts in chunks(CHUNK, *values):
+        q, k, v, log, rate = (part.transpose(1, 2) for part in parts)  # heads before steps
+        since, between = decays(log)
+        rate = rate[..., None]
+        mixed = rate * torch.matmul(k, k.mT) * between
+        wanted = rate * (v - since * torch.matmul(k, s))
+        change = torch.linalg.solve_triangular(mixed, wanted, upper=False, unitriangular=True)
+        seen = torch.matmul(q, k.mT) * between
+        outputs.append(torch.matmul(seen, change) + since * torch.matmul(q, s))
+        s = since[..., -1:, :] * s + torch.matmul(k.mT, between[..., -1, :, None] * change)
+    y = torch.cat(outputs, 2).transpose(1, 2)
+    return y.to(value.dtype).contiguous(), s.to(state.dtype).contiguous()
 
 
 @gated_delta.register_fake

@@ -1,6 +1,6 @@
 """linear_scan: a recurrence of independent channels, as in RG-LRU (De et al., 2024, equation 4).
 
-    y[t, d] = decay[t, d] y[t-1, d] + x[t, d]
+y[t, d] = decay[t, d] y[t-1, d] + x[t, d]
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ The state is kept as (n, d), channels last: a step's work is then contiguous.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from edgekit.operators import wide
@@ -53,3 +55,39 @@ def _(
     state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return x.new_empty(x.shape), state.new_empty(state.shape)
+
+
+def _save(ctx: Any, inputs: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The states once more, and from the last to the first the gradient g of each:
+
+    g[t] = C[t] dy[t] + exp(delta[t+1] A) g[t+1]
+    """
+    x, delta, A, B, C, start = ctx.saved_tensors
+    u, step, a, b, c, h = wide(x, delta, A, B, C, start)
+    dy, g = wide(*gradients)
+    a, states, pushed = a.t().contiguous(), [h], step * u
+    for t in range(u.shape[1]):
+        kept = torch.exp(step[:, t, None] * a)
+        states.append(kept * states[-1] + pushed[:, t, None] * b[:, t, :, None])
+    to_pushed, to_step, to_b, to_c = (torch.empty_like(v) for v in (u, u, b, c))
+    to_a = torch.zeros_like(a)
+    for t in reversed(range(u.shape[1])):
+        row = step[:, t, None]
+        to_c[:, t] = torch.matmul(states[t + 1], dy[:, t, :, None]).squeeze(-1)
+        g = g + c[:, t, :, None] * dy[:, t, None]
+        to_b[:, t] = torch.matmul(g, pushed[:, t, :, None]).squeeze(-1)
+        to_pushed[:, t] = torch.matmul(b[:, t, None], g).squeeze(1)
+        g = g * torch.exp(row * a)
+        exponent = g * states[t]
+        to_step[:, t] = (exponent * a).sum(1)
+        to_a += (exponent * row).sum(0)
+    to_step += to_pushed * u
+    found = (to_pushed * step, to_step, to_a.t(), to_b, to_c, g)
+    return tuple(v.to(i.dtype) for v, i in zip(found, ctx.saved_tensors, strict=True))
+
+
+mamba_scan.register_autograd(_backward, setup_context=_save)

@@ -3,14 +3,17 @@
     state[t] = exp(decay[t]) state[t-1] + B[t]^T x[t]        (n, p), for each head
     y[t]     = C[t] state[t]                                 (p)
 
-Heads share B and C in groups: head i belongs to group i // (h / g).
+Heads share B and C in groups: head i belongs to group i // (h / g). Steps are taken in chunks, in
+which they are products of matrices (section 6 there).
 """
 
 from __future__ import annotations
 
 import torch
 
-from edgekit.operators import wide
+from edgekit.operators import chunks, decays, wide
+
+CHUNK = 64
 
 
 @torch.library.custom_op("edgekit::ssd", mutates_args=())
@@ -32,14 +35,17 @@ def ssd(
     Returns:
         y (b, L, h, p) and the state after the last step (b, h, n, p).
     """
-    u, log_decay, b, c, s = wide(x, decay, B, C, state)
-    heads = x.shape[2] // B.shape[2]
-    b, c = (value.repeat_interleave(heads, 2) for value in (b, c))
-    kept, s, outputs = torch.exp(log_decay), s.clone(), []
-    for t in range(x.shape[1]):
-        s = kept[:, t, :, None, None] * s + b[:, t, ..., None] * u[:, t, :, None]
-        outputs.append(torch.matmul(c[:, t, :, None], s).squeeze(-2))
-    return torch.stack(outputs, 1).to(x.dtype), s.to(state.dtype)
+    u, log, b, c, s = wide(x, decay, B, C, state)
+    shared, outputs = x.shape[2] // B.shape[2], []
+    for parts in chunks(CHUNK, u, log, b, c):
+        v, a, k, q = (part.transpose(1, 2) for part in parts)  # heads before steps
+        k, q = (part.repeat_interleave(shared, 1) for part in (k, q))
+        since, between = decays(a)
+        seen = torch.matmul(q, k.mT) * between
+        outputs.append(torch.matmul(seen, v) + since * torch.matmul(q, s))
+        s = since[..., -1:, :] * s + torch.matmul(k.mT, between[..., -1, :, None] * v)
+    y = torch.cat(outputs, 2).transpose(1, 2)
+    return y.to(x.dtype).contiguous(), s.to(state.dtype)
 
 
 @ssd.register_fake

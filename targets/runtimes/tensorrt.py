@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from edgekit.converters.kit.build import load_tensorrt, make_log
 from edgekit.converters.kit.problem import NoDevice, Problem
 from edgekit.errors import EdgekitError
+from edgekit.model import BATCH, Dim, Input, State
 from edgekit.progress import say
-from edgekit.targets.runtimes import Arrays, Runtime
+from edgekit.targets.runtimes import Arrays, Runtime, split
 
 if TYPE_CHECKING:
     from edgekit.converters.kit.engine import Engine
@@ -81,12 +82,47 @@ class _TensorRT(Runtime):
         """None: any number of samples is run in batches that the engine takes."""
         return None
 
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """What it takes in each call beside its states."""
+        return tuple(split(self._declared(), self._engine.outputs)[0])
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """What it carries from call to call."""
+        return tuple(split(self._declared(), self._engine.outputs)[1])
+
+    def _declared(self) -> list[Input]:
+        """Its inputs with the ranges that it was built for."""
+        engine, found = self._engine, []
+        for name, bounds in engine.shapes.items():
+            carried = State(name, ()).output in engine.outputs
+            sizes = enumerate(zip(*bounds, strict=True))
+            shape = tuple(_size(axis, carried, *three) for axis, three in sizes)
+            found.append(Input(name, shape, str(engine.dtypes[name])))
+        return found
+
     def infer(self, inputs: Arrays) -> Arrays:
-        """Outputs by name for inputs by name, batch first."""
+        """Outputs by name for inputs by name, batch first, of any sizes in the engine's ranges."""
         try:
             return self._engine.infer_all(inputs)
         except Problem as problem:
             raise _error(self._artifact, problem) from problem
+
+
+def _size(axis: int, carried: bool, least: int, usual: int, most: int) -> int | Dim:
+    """A size, or its range by the name that our models give to such: an engine keeps none.
+
+    A cache that is usually full is that of a sliding window: it forgets, and never is too small.
+    """
+    if least == most:
+        return least
+    name = "length"
+    if axis == 0:
+        name = BATCH.name
+    elif carried:
+        name = f"window_{most}" if usual == most else "past"
+    return Dim(name, least, usual, most)
 
 
 def _error(artifact: Path, problem: Problem) -> EdgekitError:

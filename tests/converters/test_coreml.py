@@ -204,7 +204,7 @@ def test_a_dynamic_batch_takes_any_size(tmp_path: Path) -> None:
     for batch in (1, 3):
         x = _x(batch, 3, 16, 16)
         np.testing.assert_allclose(evaluator.run(x)["y"], graph.run(x)["y"], atol=1e-5)
-    assert artifact.details["largest_dynamic_size"] == coreml.LARGEST
+    assert artifact.details["dynamic_sizes"] == {"batch": str(BATCH)}
 
 
 def test_int64_inputs_become_int32_and_are_reported(tmp_path: Path) -> None:
@@ -232,6 +232,16 @@ def test_keyword_arguments_are_not_lost(function: Any, tmp_path: Path) -> None:
     artifact = coreml.convert(graph, tmp_path / "m.mlpackage", TARGET)
     x = _x(1, 2, 8, 16)
     np.testing.assert_allclose(Evaluator(artifact.path).run(x)["y"], graph.run(x)["y"], atol=2e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rms_norm_of_values_as_small_as_its_epsilon(weighted: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weight = torch.rand(16) if weighted else None
+    graph = _graph(Lambda(lambda x: F.rms_norm(x, (16,), weight, 1e-4)), 1, 4, 16)
+    artifact = coreml.convert(graph, tmp_path / "m.mlpackage", TARGET)
+    x = {"x": _x(1, 4, 16)["x"] * np.float32([[0], [1e-3], [0.1], [1e4]])}
+    np.testing.assert_allclose(Evaluator(artifact.path).run(x)["y"], graph.run(x)["y"], rtol=1e-5)
 
 
 def test_a_keyword_that_would_be_ignored_is_an_error(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from edgekit.data.images import load_image
 from edgekit.errors import EdgekitError
 from edgekit.families import Options, processor
 from edgekit.families.torchvision import repair
-from edgekit.model import BATCH, Input, Preprocess
+from edgekit.model import BATCH, Dim, Input, Preprocess
 
 repair()
 transformers = pytest.importorskip("transformers")
@@ -130,6 +130,26 @@ def test_a_language_model_keeps_no_cache(tmp_path: Path) -> None:
     with torch.inference_mode():
         (logits,) = model.module(input_ids=torch.zeros(1, 16, dtype=torch.int64))
     assert logits.shape == (1, 16, 50)
+
+
+def test_a_state_space_model_of_any_length_and_its_stream(tmp_path: Path) -> None:
+    config = transformers.MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1)
+    transformers.MambaForCausalLM(config).save_pretrained(tmp_path)
+    whole = families.load(f"transformers/{tmp_path}", Options())
+    assert whole.inputs == (Input("input_ids", (1, Dim("length", 1, 128, 2048)), "int64"),)
+    assert whole.traced is not None
+    assert whole.states == ()
+    chosen = (Input("input_ids", (1, 16), "int64"),)
+    stream = families.load(f"transformers/{tmp_path}", Options(mode="stream", inputs=chosen))
+    assert stream.inputs == chosen
+    assert [state.name for state in stream.states] == ["conv_0", "scan_0"]
+
+
+def test_an_encoder_of_any_length_is_as_it_was(tmp_path: Path) -> None:
+    config = transformers.BertConfig(vocab_size=50, **SIZES)
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path)
+    ranged = (Input("input_ids", (1, Dim("length", 1, 16, 64)), "int64"),)
+    assert families.load(f"transformers/{tmp_path}", Options(inputs=ranged)).traced is None
 
 
 def test_sharded_and_bin_folders(vit: Path, tmp_path: Path) -> None:

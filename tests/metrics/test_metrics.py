@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, top_k_accuracy_score
+from sklearn.metrics import average_precision_score, log_loss, top_k_accuracy_score
 
 from edgekit import find, metrics
 from edgekit.errors import EdgekitError
-from edgekit.metrics import agreement, average_precision, cosine, top1, top5
+from edgekit.metrics import agreement, average_precision, bits_per_token, cosine, top1, top5
 
 RANDOM = np.random.default_rng(0)
 #: Rounded, so that some scores are equal.
@@ -79,6 +79,34 @@ def test_agreement_and_cosine_compare_with_the_source():
     assert cosine.score(flipped, None, source) == pytest.approx(0.5)
     two = {"y": np.ones(3), "z": np.array([1.0, 0, 0])}
     assert cosine.score(two, None, {"y": np.ones(3), "z": np.array([0, 1.0, 0])}) == 0
+
+
+def test_bits_per_token_are_those_of_sklearn():
+    logits = RANDOM.standard_normal((4, 15, 8)).astype(np.float32) * 3
+    tokens = RANDOM.integers(0, 8, (4, 15))
+    shares = np.exp(logits.astype(np.float64))
+    shares /= shares.sum(-1, keepdims=True)
+    nats = log_loss(tokens.ravel(), shares.reshape(60, 8), labels=np.arange(8))
+    found = bits_per_token.score({"logits": logits}, tokens, None)
+    assert found == pytest.approx(-nats / np.log(2), abs=1e-9)
+    uniform = bits_per_token.score({"logits": np.full((4, 15, 8), 1e4)}, tokens, None)
+    assert uniform == pytest.approx(-3)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (np.zeros((4, 14), int), ["not the tokens that follow", "(4, 14)", "(4, 15, 8)"]),
+        (np.zeros(4, int), ["not the tokens that follow", "--labels"]),
+        (np.zeros((4, 15)), ["float64"]),
+        (np.full((4, 15), 8), ["8 classes"]),
+        (None, ["no labels"]),
+    ],
+)
+def test_tokens_that_do_not_fit(tokens, words):
+    with pytest.raises(EdgekitError) as caught:
+        bits_per_token.score({"logits": np.zeros((4, 15, 8))}, tokens, None)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,20 @@ MODELS = {
         },
         "random_weights": True,
     },
-    "state space": {"model": "examples.mamba:digits_mamba", "random_weights": True},
+    "state space": {
+        "model": "reference/vision_mamba",
+        "arguments": {
+            "image_size": [32, 32],
+            "patch": [8, 8],
+            "classes": 10,
+            "width": 64,
+            "depth": 2,
+            "state": 8,
+            "mean": [0.3],
+            "std": [0.35],
+        },
+        "random_weights": True,
+    },
 }
 BACKENDS = ("cpu", "cpu-openvino", "iphone-15-pro")
 
