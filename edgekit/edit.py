@@ -147,8 +147,7 @@ class Editor:
             A node for each result.
         """
         nodes = [arg for arg in args if isinstance(arg, Node)]
-        values = self._fakes(nodes)
-        mode = values[0].fake_mode
+        values, mode = self._fakes(nodes), self._mode()
 
         def on_tensors(*tensors: torch.Tensor) -> Any:
             given = iter(tensors)
@@ -229,17 +228,21 @@ class Editor:
 
     def _infer(self) -> None:
         values = self._fakes(self.fx.find_nodes(op="placeholder"))
-        mode: Any = next(v.fake_mode for v in values if isinstance(v, torch.Tensor))
+        mode = self._mode()
         # Shapes are known to hold for every size; an operator's question about strides, answered
         # for the traced size, must not pin a dynamic dimension to it.
         with _unguarded(mode):
             FakeTensorProp(self._module, mode).propagate_dont_convert_inputs(*values)
 
-    def _fakes(self, nodes: list[Node]) -> list[Any]:
-        """What stands for the nodes' values; for those of new constants, made here."""
+    def _mode(self) -> Any:
+        """What the values of the graph are fakes of."""
         placeholders = self.fx.find_nodes(op="placeholder")
         known = [n.meta["val"] for n in placeholders if isinstance(n.meta.get("val"), torch.Tensor)]
-        mode = known[0].fake_mode
+        return known[0].fake_mode
+
+    def _fakes(self, nodes: list[Node]) -> list[Any]:
+        """What stands for the nodes' values; for those of new constants, made here."""
+        mode = self._mode()
         values = []
         for node in nodes:
             stored = self.tensor(node)

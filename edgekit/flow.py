@@ -79,7 +79,7 @@ class _Build:
         self.work, self.draft, self.recipe = work, draft, recipe
         self.used: set[str] = set()
         # What steps depend on: all of them on the source; some on data, one on each kind.
-        fields = "model arguments inputs batch mode random_weights allow_partial".split()
+        fields = "model arguments inputs batch mode context random_weights allow_partial".split()
         shown = recipe.model_dump(mode="json")
         of_data = ("calibration", "evaluation")
         self.source = {name: shown[name] for name in fields}

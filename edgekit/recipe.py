@@ -43,6 +43,8 @@ class Recipe(BaseModel):
         batch: samples in one call, or ``dynamic``.
         mode: ``whole`` sequences in one call, or a ``stream``: states go in and come out with
             each call, so that one engine takes prompts and then token after token.
+        context: tokens that attention remembers at most in a stream; None is 4096, or as many as
+            the model knows. A state-space model remembers all it has seen in states of one size.
         calibration: data that sets the INT8 scales.
         evaluation: data that judges the artifacts; a quarter of ``calibration`` if not given.
         samples: how many of the calibration samples are used; asking for more than there are is
@@ -72,6 +74,7 @@ class Recipe(BaseModel):
     inputs: tuple[str, ...] = ()
     batch: Annotated[int, Field(ge=1)] | Literal["dynamic"] = 1
     mode: Mode = "whole"
+    context: int | None = Field(default=None, ge=1)
     calibration: Path | None = None
     evaluation: Path | None = None
     samples: int = Field(default=256, ge=1)

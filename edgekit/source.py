@@ -216,6 +216,7 @@ def load_model(recipe: Recipe) -> Model:
         inputs=tuple(Input.parse(text) for text in recipe.inputs),
         arguments=recipe.arguments,
         mode=recipe.mode,
+        context=recipe.context,
     )
     with stage(f"Loading {recipe.model}"):
         model = families.load(recipe.model, options).with_batch(recipe.batch)

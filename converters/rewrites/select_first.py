@@ -55,8 +55,10 @@ def _move_up(editor: Editor, x: Node) -> bool:
     where = {tuple(user.args[1:]) for user in cuts}
     if len(where) != 1 or len(cuts[0].args) != 4:
         return False
-    axis, index, end = (int(value) for value in cuts[0].args[1:])  # type: ignore[arg-type]
-    operands = _cut_operands(editor, x, axis, index) if end == index + 1 else None
+    axis, index, end = (value for value in cuts[0].args[1:])
+    if not (isinstance(axis, int) and isinstance(index, int) and end == index + 1):
+        return False
+    operands = _cut_operands(editor, x, axis, index)
     if operands is None:
         return False
     new = editor.call(x.target, *operands, like=x, **x.kwargs)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 Model = Annotated[
     str,
     typer.Argument(
-        help="timm/NAME, transformers/FOLDER_OR_ID, package.module:factory, or RECIPE.yaml."
+        help="timm/NAME, transformers/FOLDER_OR_ID, reference/NAME, FILE.onnx, "
+        "package.module:factory, or RECIPE.yaml."
     ),
 ]
 Targets = Annotated[
@@ -44,6 +45,9 @@ Batch = Annotated[str | None, typer.Option(help="Samples a call, or 'dynamic'.")
 Mode = Annotated[
     Literal["whole", "stream"] | None,
     typer.Option(help="Whole sequences, or a stream with states [whole]."),
+]
+Context = Annotated[
+    int | None, typer.Option(help="Tokens that attention remembers in a stream [4096].", min=1)
 ]
 Calibration = Annotated[
     Path | None, typer.Option(help="Data that sets INT8 scales: image folder, .npy, .npz, ...")

@@ -37,6 +37,7 @@ class Options:
         arguments: for the model's constructor, as in ``--set num_classes=10``.
         mode: ``whole``: a sequence goes in at once; ``stream``: a piece with each call, and what
             a causal sequence model remembers of the pieces before is named states.
+        context: positions that attention remembers at most in a stream; None is a usual number.
     """
 
     checkpoint: Path | None = None
@@ -45,6 +46,7 @@ class Options:
     inputs: tuple[Input, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     mode: Literal["whole", "stream"] = "whole"
+    context: int | None = None
 
 
 def load(source: str, options: Options) -> Model:

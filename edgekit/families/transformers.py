@@ -7,6 +7,7 @@ checkpoint is never run: the class is transformers' own.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ def load(name: str, options: Options) -> Model:
             attention that edgekit's operators do not have, or a stream of no causal decoder.
     """
     source = f"transformers/{name}"
+    # That it runs its plain PyTorch forms, which is what the source is here, it says of each.
+    logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
     folder, local = _folder(name, options)
     arguments = dict(options.arguments)
     attention = arguments.pop("attn_implementation", None)
@@ -65,7 +68,7 @@ def load(name: str, options: Options) -> Model:
     )
     from edgekit.families.causal import seam
 
-    return seam.attach(made, model, options.mode, attention)
+    return seam.attach(made, model, options.mode, attention, options.context)
 
 
 def _folder(name: str, options: Options) -> tuple[Path, bool]:

@@ -236,7 +236,8 @@ def test_lengths_that_differ_need_a_batch_of_one(here):
     (here / "mean_model.py").write_text(
         "import torch\nfrom edgekit import Dim, Input, Model\n\n\nclass Mean(torch.nn.Module):\n"
         "    def forward(self, x):\n        return x.mean(1)\n\n\n"
-        "def make():\n    return Model(Mean(), (Input('x', (1, Dim('length', 1, 3, 9), 3)),), ('y',), 'mean')\n"
+        "SHAPE = (1, Dim('length', 1, 3, 9), 3)\n\n\ndef make():\n"
+        "    return Model(Mean(), (Input('x', SHAPE),), ('y',), 'mean')\n"
     )
     samples = [(np.repeat(row[None], 2 + i % 3, 0), LABELS[i]) for i, row in enumerate(SAMPLES)]
     with pytest.raises(EdgekitError, match=r"different lengths(?s:.*)--batch 1"):

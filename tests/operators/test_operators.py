@@ -108,12 +108,6 @@ def windowed_inputs(length):
     return attention_inputs(length, window=4)
 
 
-def cached_inputs(length):
-    key, value = torch.randn(2, 1, 2, length, 8)
-    past_key, past_value = torch.randn(2, 1, 2, 3, 8)
-    return torch.randn(1, 4, length, 8), key, value, past_key, past_value, 0.4, None
-
-
 #: name -> operator, definition, inputs of a length, steps at a time
 CASES = {
     "mamba_scan": ("mamba_scan", sequential_mamba_scan, mamba_inputs, 4),

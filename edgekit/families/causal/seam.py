@@ -15,9 +15,9 @@ from edgekit.families.causal.cache import Cache
 from edgekit.model import Dim, Model
 
 TOKENS, MASK = "input_ids", "attention_mask"
-#: Tokens of one call.
-LENGTH = Dim("length", 1, 128, 2048)
-#: Positions that attention remembers from call to call.
+#: Tokens of one call, by mode. A stream takes a long prompt in several calls.
+LENGTHS = {"whole": Dim("length", 1, 128, 2048), "stream": Dim("length", 1, 64, 256)}
+#: Positions that attention remembers from call to call, unless the user says how many.
 PAST = Dim(trace.PAST, 0, 256, 4096)
 
 
@@ -29,7 +29,7 @@ def length(model: Any, mode: str) -> Dim | None:
     """
     if not causal(model) or (mode == "whole" and not swap.recurrent(model)):
         return None
-    return _at_most(LENGTH, model)
+    return _at_most(LENGTHS[mode], model)
 
 
 def causal(model: Any) -> bool:
@@ -39,7 +39,9 @@ def causal(model: Any) -> bool:
     return bool(decoder and trace.cache_name(model) and model.main_input_name == TOKENS)
 
 
-def attach(model: Model, own: Any, mode: str, attention: str | None) -> Model:
+def attach(
+    model: Model, own: Any, mode: str, attention: str | None, context: int | None = None
+) -> Model:
     """The model with what is exported in its place, and in mode ``stream`` with its states.
 
     A plain decoder of a fixed length stays as it is.
@@ -49,6 +51,7 @@ def attach(model: Model, own: Any, mode: str, attention: str | None) -> Model:
         own: the transformers model in it.
         mode: ``whole`` or ``stream``.
         attention: the implementation that the user asked for, which is then kept.
+        context: positions that attention remembers at most; None is a usual number.
 
     Raises:
         EdgekitError: a recurrence that no operator of ours computes, attention with what ours has
@@ -66,7 +69,7 @@ def attach(model: Model, own: Any, mode: str, attention: str | None) -> Model:
     batch = model.inputs[0].shape[0]
     states = tuple(
         dataclasses.replace(state, shape=(batch, *state.shape[1:]))
-        for state in found.states(_at_most(PAST, own))
+        for state in found.states(_past(own, context))
     )
     traced = trace.stream(own, model.outputs, states)
     return dataclasses.replace(model, traced=traced, states=states)
@@ -76,6 +79,20 @@ def _at_most(dim: Dim, model: Any) -> Dim:
     """Not longer than the positions that a model knows."""
     most = min(dim.most, getattr(model.config, "max_position_embeddings", None) or dim.most)
     return dataclasses.replace(dim, usual=min(dim.usual, most), most=most)
+
+
+def _past(model: Any, context: int | None) -> Dim:
+    """How much attention remembers."""
+    if context is None:
+        return _at_most(PAST, model)
+    known = getattr(model.config, "max_position_embeddings", None)
+    if known is not None and context > known:
+        raise EdgekitError(
+            f"A context of {context} is longer than the model knows.",
+            f"Its max_position_embeddings is {known}.",
+            f"Give --context {known} or less.",
+        )
+    return dataclasses.replace(PAST, usual=min(PAST.usual, context), most=context)
 
 
 def _needs_ours(model: Model, own: Any) -> bool:

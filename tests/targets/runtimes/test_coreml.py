@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 from edgekit.converters import coreml as converter
 from edgekit.errors import EdgekitError
 from edgekit.find import find
-from edgekit.model import BATCH, Graph, Input, Model
+from edgekit.model import BATCH, Graph, Input, Model, State
 from edgekit.targets import Target
 
 TARGET = Target(
@@ -111,3 +112,36 @@ def test_macos_predicts_with_core_mls_own_types(
     assert seen["ids"].dtype == np.int32
     with pytest.raises(EdgekitError, match="cannot be run with 2 threads"):
         runtime.open(package, threads=2)
+
+
+class Sum(nn.Module):
+    def forward(self, x: torch.Tensor, sum_0: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return 2 * x, sum_0 + x
+
+
+def test_macos_writes_and_reads_the_states_that_core_ml_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = TARGET.model_copy(update={"deployment": "iOS18"})
+    states = (State("sum_0", (1, 3)),)
+    graph = Model(Sum(), (Input("x", (1, 3)),), ("y",), "sum", states=states).export()
+    path = tmp_path / "m.mlpackage"
+    converter.convert(dataclasses.replace(graph, precision="fp16"), path, target)
+
+    class Held(dict[str, Any]):
+        write_state, read_state = dict.__setitem__, dict.__getitem__
+
+    def predict(self: Any, inputs: dict[str, Any], state: Held) -> dict[str, Any]:
+        assert state["sum_0"].dtype == np.float16
+        state["sum_0"] = state["sum_0"] + inputs["x"].astype(np.float16)
+        return {"y": 2 * inputs["x"]}
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(ct.models.MLModel, "make_state", lambda self: Held())
+    monkeypatch.setattr(ct.models.MLModel, "predict", predict)
+    with runtime.open(path) as opened:
+        x = {"x": np.array([[1, 2, 3]], np.float32)}
+        first = opened.infer(x)
+        second = opened.infer({**x, "sum_0": first["sum_0_next"]})
+    np.testing.assert_array_equal(second["sum_0_next"], 2 * x["x"])
+    assert second.keys() == {"y", "sum_0_next"}
