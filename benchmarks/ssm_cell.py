@@ -23,6 +23,8 @@ from edgekit.machine import peak_memory
 
 #: What stops a measurement: so many calls, or so many seconds, but not before two calls.
 CALLS, SECONDS = 20, 6.0
+#: Positions that caches hold, where there are any.
+CONTEXT = 20480
 #: Tokens measured after each context.
 STEPS = 30
 
@@ -191,6 +193,7 @@ def stream(folder: Path, scratch: Path, length: int) -> Path:
             targets=("cpu",),
             inputs=("input_ids:1x1..64..256:int64",),
             mode="stream",
+            context=CONTEXT,
             random_calibration=True,
         )
         work, cpu = Work(recipe), targets.load("cpu")

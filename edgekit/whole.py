@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from edgekit.converters.kit.stream import pieces
 from edgekit.find import find
 from edgekit.session import Session
 from edgekit.targets.runtimes import Arrays, Runtime
-
-#: Single steps among the calls in which a whole sequence is checked.
-STEPS = 5
 
 
 class Whole(Runtime):
@@ -39,12 +36,9 @@ class Whole(Runtime):
         """Outputs at all tokens, (batch, tokens, ...), by name."""
         session, length = self._session, next(iter(inputs.values())).shape[1]
         session.reset()
-        first = max(1, (length - STEPS) // 2)
-        cuts = [0, *range(first, min(first + STEPS, length)), length]
         calls = [
             outputs
-            for start, end in pairwise(cuts)
-            if end > start
+            for start, end in pieces(length, length)
             for outputs in session.feed({n: v[:, start:end] for n, v in inputs.items()})
         ]
         return {name: np.concatenate([call[name] for call in calls], 1) for name in calls[0]}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 
 from edgekit.bundle import Bundle
 from edgekit.recipe import Recipe
@@ -58,6 +59,9 @@ def write_models(folder):
 
     deit = families.load("timm/deit_tiny_patch16_224", families.Options(random_weights=True))
     save_file(dict(deit.module.state_dict()), folder / "w.safetensors")
+    tiny.save("jamba", folder)
+    words = np.random.default_rng(0).integers(2, tiny.VOCABULARY, (12, 40))
+    np.savez(folder / "prompts.npz", input_ids=words)
     normal = np.random.default_rng(0).standard_normal
     np.save(folder / "images.npy", normal((32, 1, 32, 32)).astype(np.float32))
     np.save(folder / "samples.npy", normal((8, 8)).astype(np.float32))

@@ -28,8 +28,10 @@ class Chunks:
         from onnxscript import opset20 as op
 
         rank, heads = len(value.shape), len(sizes) - 1
-        before, after = constant([0] * (rank + 1)), constant([0] * (rank - 2))
-        full = op.Pad(value, op.Concat(before, self._missing, after, axis=0))
+        batch, rest = op.Shape(value, start=0, end=1), constant(value.shape[2:])
+        # Not a Pad: ONNX cannot convert one to the opset of JetPack 5.
+        missing = op.Expand(constant([0.0] * 1), op.Concat(batch, self._missing, rest, axis=0))
+        full = op.Concat(value, missing, axis=1)
         parts = op.Reshape(full, constant([0, -1, self.size, *sizes]))
         return op.Transpose(parts, perm=[1, 0, *range(3, 3 + heads), 2, 3 + heads])
 
