@@ -114,8 +114,11 @@ RULES = {
 
 
 def rules_for(target: Target) -> Rules:
-    """The rules of the target's runtime; TensorRT before 8.6 has no LayerNormalization."""
+    """The rules of the target's runtime; TensorRT before 8.6 has no LayerNormalization.
+
+    ONNX cannot convert a Split to what it reads.
+    """
     rules = RULES[target.runtime]
     if target.opset is not None and target.opset < 18:
-        return replace(rules, rewrites=(*rules.rewrites, "layer_norm"))
+        return replace(rules, rewrites=(*rules.rewrites, "layer_norm", "split_as_slices"))
     return rules

@@ -25,12 +25,16 @@ class Chunks:
 
     def cut(self, value: Any, *sizes: int) -> Any:
         """(b, L, ...) as (chunks, b, heads..., size, m), where ``sizes`` are (heads..., m)."""
+        import numpy as np
         from onnxscript import opset20 as op
 
-        rank, heads = len(value.shape), len(sizes) - 1
-        batch, rest = op.Shape(value, start=0, end=1), constant(value.shape[2:])
+        heads = len(sizes) - 1
+        batch = op.Shape(value, start=0, end=1)
+        rest = constant([int(size) for size in value.shape[2:]])
         # Not a Pad: ONNX cannot convert one to the opset of JetPack 5.
-        missing = op.Expand(constant([0.0] * 1), op.Concat(batch, self._missing, rest, axis=0))
+        missing = op.Expand(
+            constant(np.zeros(1, np.float32)), op.Concat(batch, self._missing, rest, axis=0)
+        )
         full = op.Concat(value, missing, axis=1)
         parts = op.Reshape(full, constant([0, -1, self.size, *sizes]))
         return op.Transpose(parts, perm=[1, 0, *range(3, 3 + heads), 2, 3 + heads])
