@@ -85,23 +85,17 @@ def model_rows(cells: Cells, model: str, longest: int) -> list[dict[str, Any]]:
     gone: dict[str, str] = {}
     for length in (n for n in LENGTHS if n <= longest):
         row: dict[str, Any] = {"model": model, "length": length, "export-ours": made}
-        for way in ("eager", "compile", "export-own", "run-own", "run-ours", "ratio", "native"):
-            if _skipped(model, way, row):
-                continue
+        if model == "Mamba-2":
+            row["native"] = [cells.get(model, "native", length, n) for n in (1, THREADS)]
+        for way in ("eager", "compile", "export-own", "run-own", "run-ours", "ratio"):
+            if way in ("run-own", "ratio") and "failed" in row["export-own"]:
+                continue  # there is nothing to run
             # What was too much at a length is too much at a greater one.
             row[way] = {"failed": gone[way]} if way in gone else cells.get(model, way, length)
             if "failed" in row[way]:
                 gone[way] = row[way]["failed"]
         rows.append(row)
     return rows
-
-
-def _skipped(model: str, way: str, row: dict[str, Any]) -> bool:
-    """What has no meaning, or lacks what it is made of."""
-    if way == "native":
-        return model != "Mamba-2"
-    needs_own = way in ("run-own", "ratio")
-    return needs_own and "failed" in row["export-own"]
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from edgekit.converters.onnx_scan import constant, like, record, scan, wide
 from edgekit.converters.onnx_scan.chunks import Chunks, decays, last_row, lower, turned
 
 #: Steps in a chunk.
-SIZE = 64
+SIZE = 32
 
 
 def portable(x: Any, decay: Any, B: Any, C: Any, state: Any) -> tuple[Any, Any]:

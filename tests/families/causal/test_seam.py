@@ -44,7 +44,7 @@ def test_the_length_is_any_that_the_model_has_positions_for(tmp_path: Path) -> N
     assert load("mamba", tmp_path).inputs[0].shape == (1, Dim("length", 1, 128, 2048))
     assert load("jamba", tmp_path).inputs[0].shape == (1, Dim("length", 1, 128, 512))
     short = load("bamba", tmp_path, arguments={"max_position_embeddings": 100}, mode="stream")
-    assert short.inputs[0].shape == (1, Dim("length", 1, 100, 100))
+    assert short.inputs[0].shape == (1, Dim("length", 1, 64, 100))
     assert Dim("past", 0, 100, 100) in short.states[2].shape
 
 
