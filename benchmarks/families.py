@@ -37,7 +37,6 @@ START, END = "<!-- benchmarks/families.py -->", "<!-- end of benchmarks/families
 #: (heading, target, format, precision)
 COLUMNS = (
     ("ONNX fp32", "cpu", "onnx", "fp32"),
-    ("ONNX INT8", "cpu", "onnx", "int8"),
     ("RTX SM 8.6 fp16", "rtx-3090", "tensorrt", "fp16"),
     ("RTX SM 8.9 fp16", "rtx-4090", "tensorrt", "fp16"),
     ("RTX SM 12.0 fp16", "rtx-5090", "tensorrt", "fp16"),
@@ -78,7 +77,6 @@ def _work(model: Path, mode: str, precision: str, data: Path) -> Work:
         "inputs": [f"input_ids:1x{LENGTH}:int64"],
         "evaluation": data,
         "evaluation_samples": 2,
-        **({"calibration": data} if precision == "int8" else {}),
     }
     return Work(Recipe.check(fields, "families"))
 

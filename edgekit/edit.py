@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch.export.exported_program import ExportedProgram
 from torch.export.graph_signature import (
     ExportGraphSignature,
@@ -275,8 +276,13 @@ class Editor:
 
 @contextlib.contextmanager
 def _unguarded(mode: Any) -> Iterator[None]:
-    """Let no question about a dynamic size become a condition on it."""
-    with mode.shape_env.suppress_guards() if mode.shape_env else contextlib.nullcontext():
+    """Let no question about a dynamic size become a condition on it.
+
+    Nor an answer: torch's own kernels, such as that of a pad, read the traced size as a number
+    where its Python dispatcher, which export itself runs under, keeps the symbol.
+    """
+    suppressed = mode.shape_env.suppress_guards() if mode.shape_env else contextlib.nullcontext()
+    with suppressed, enable_python_dispatcher():
         yield
 
 

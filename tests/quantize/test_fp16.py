@@ -8,7 +8,7 @@ import torch
 
 from edgekit.drift import compare
 from edgekit.edit import Editor
-from edgekit.model import Input, Model
+from edgekit.model import Dim, Input, Model
 from edgekit.quantize.fp16 import rewrite_fp16
 
 X = np.random.default_rng(0).standard_normal((1, 6, 16)).astype(np.float32)
@@ -78,3 +78,23 @@ def test_weights_are_stored_in_half_and_clamped_to_its_range(half):
     assert "qkv.weight" not in stored
     assert stored["huge_float16"].item() == torch.finfo(torch.float16).max
     assert stored["norm.weight"].dtype == torch.float32
+
+
+class Causal(torch.nn.Module):
+    """A convolution over what came before, of any length."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv1d(4, 4, 3, groups=4)
+
+    def forward(self, x):
+        return self.conv(torch.nn.functional.pad(x, (2, 0))).reshape(1, 2, -1)
+
+
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_a_length_that_varies_stays_so_behind_a_pad(length):
+    spec = Input("x", (1, 4, Dim("length", 1, 4, 16)))
+    graph = Model(Causal(), (spec,), ("y",), "causal").export()
+    x = {"x": np.random.default_rng(0).standard_normal((1, 4, length)).astype(np.float32)}
+    half = rewrite_fp16(graph).run(x)["y"]
+    np.testing.assert_allclose(half, graph.run(x)["y"], atol=1e-2)
