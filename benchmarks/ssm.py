@@ -86,7 +86,7 @@ def model_rows(cells: Cells, model: str, longest: int) -> list[dict[str, Any]]:
     for length in (n for n in LENGTHS if n <= longest):
         row: dict[str, Any] = {"model": model, "length": length, "export-ours": made}
         if model == "Mamba-2":
-            row["native"] = [cells.get(model, "native", length, n) for n in (1, THREADS)]
+            row["native"] = cells.get(model, "native", length, 1)
         for way in ("eager", "compile", "export-own", "run-own", "run-ours", "ratio"):
             if way in ("run-own", "ratio") and "failed" in row["export-own"]:
                 continue  # there is nothing to run
