@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgekit.converters.interface import DIMS
 from edgekit.errors import EdgekitError
 from edgekit.model import Dim, Input, State
 from edgekit.targets.runtimes import Arrays, Runtime, split
 
 OPENS = (".onnx",)
-#: Where a file states the sizes that vary: {name: [least, usual, most]}.
-DIMS = "edgekit.dims"
 REQUIRES = {"onnxruntime": "onnxruntime"}
 
 
