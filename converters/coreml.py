@@ -46,7 +46,11 @@ _STATES_SPECIFICATION = 9
 #: under which Core ML holds a state. ``targets/runtimes/coreml.py`` reads it.
 STREAM = "edgekit.stream"
 #: Our operators that ``coreml_ops`` translates; the others are recurrences.
-_TRANSLATED = ("edgekit.dequantize_groups.default", "edgekit.latest.default")
+_TRANSLATED = (
+    "edgekit.dequantize_groups.default",
+    "edgekit.latest.default",
+    "edgekit.sparse_codes.default",
+)
 #: What marks a node for coremltools' transforms, which see it in an operator's scope.
 _MARK = "debug_handle"
 

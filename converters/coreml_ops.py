@@ -71,6 +71,16 @@ def register() -> None:
         rest = {"end": mb.shape(x=x), "end_mask": [True] * 4}
         context.add(mb.slice_by_index(x=x, begin=begin, name=node.name, **rest))
 
+    @register_torch_op(torch_alias=["edgekit::sparse_codes"])  # type: ignore[untyped-decorator]
+    def sparse_codes(context: Any, node: Any) -> None:
+        """The matrix itself, which is larger: the file is not as small as it is elsewhere."""
+        import torch
+
+        values, packed, atoms = (var.val for var in _get_inputs(context, node, expected=3))
+        given = torch.from_numpy(values), torch.from_numpy(packed.astype("uint8"))
+        matrix = torch.ops.edgekit.sparse_codes(*given, int(atoms)).numpy()
+        context.add(mb.const(val=matrix, name=node.name))
+
     @register_torch_op(torch_alias=["lstm.input"], override=True)  # type: ignore[untyped-decorator]
     def lstm_of_export(context: Any, node: Any) -> None:
         """coremltools' own, whose three results it takes for three nodes."""

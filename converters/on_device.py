@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgekit import files
-from edgekit.converters import Artifact, tensorrt
+from edgekit.converters import Artifact, sparsity, tensorrt
 from edgekit.converters.interface import interface
-from edgekit.converters.kit.build import shapes_of
+from edgekit.converters.kit.build import SPARSE, shapes_of
 from edgekit.converters.kit.files import digest
 from edgekit.converters.kit.main import SCHEMA_VERSION
 from edgekit.errors import EdgekitError
@@ -46,6 +46,8 @@ TOLERANCE = {
 
 #: The first TensorRT whose ONNX parser takes LayerNormalization.
 NORMALIZATION_SINCE = (8, 6)
+#: The first compute capability with sparse tensor cores.
+SPARSE_SINCE = (8, 0)
 
 README = """\
 {title}: on-device kit
@@ -121,6 +123,7 @@ def convert(source: Path, out: Path, target: Target) -> Artifact:
         _pack_script(room / "run.pyz")
         copied = _copy_model(model, source, room)
         facts = _facts(model, target, copied, digest([room / name for name in copied]))
+        facts["flags"] += _sparse_flags(model, source.parent, target)
         (room / "kit.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (room / "README.txt").write_text(_readme(facts, target), encoding="utf-8")
     details = {
@@ -168,8 +171,10 @@ def trtexec(facts: dict[str, Any]) -> str:
     options = ["--onnx=model.onnx", "--saveEngine=engine.plan"]
     if major == 10:  # 11 has only strongly typed networks, 8 has none
         options.append("--stronglyTyped")
+    if SPARSE in facts["flags"]:
+        options.append("--sparsity=enable")
     if major < 10:
-        options += [f"--{flag.lower()}" for flag in facts["flags"]]
+        options += [f"--{flag.lower()}" for flag in facts["flags"] if flag != SPARSE]
     dynamic = shapes_of(facts["inputs"], facts["dims"])
     for place, kind in enumerate(("min", "opt", "max")):
         if dynamic:
@@ -257,6 +262,12 @@ def _facts(model: onnx.ModelProto, target: Target, files: list[str], sha256: str
         "model": {"files": files, "sha256": sha256},
         "tolerance": TOLERANCE[precision],
     }
+
+
+def _sparse_flags(model: onnx.ModelProto, folder: Path, target: Target) -> list[str]:
+    """The flag that lets TensorRT skip zeros, where there are some and the GPU can (Ampere on)."""
+    able = _version(target.compute_capability or "0") >= SPARSE_SINCE
+    return [SPARSE] if able and sparsity.sparse(model, folder) else []
 
 
 def _precision(model: onnx.ModelProto) -> str:

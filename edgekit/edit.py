@@ -11,17 +11,23 @@ import contextlib
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch._dispatch.python import enable_python_dispatcher
-from torch.export.exported_program import ExportedProgram
+from torch.export.exported_program import (
+    ExportedProgram,
+    ModuleCallEntry,
+    ModuleCallSignature,
+)
 from torch.export.graph_signature import (
     ExportGraphSignature,
     InputKind,
     InputSpec,
     OutputKind,
+    OutputSpec,
     TensorArgument,
 )
 from torch.fx import Node
@@ -31,9 +37,9 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
-    from edgekit.model import Graph
+    from edgekit.model import Graph, Input
 
-_TENSORS = (InputKind.PARAMETER, InputKind.BUFFER)
+_TENSORS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 #: What the metadata of a node says that is computed in float32 in half precision, too.
 IN_FLOAT32 = "float32"
 
@@ -61,6 +67,9 @@ class Editor:
                 strict=True,
             )
         }
+        self._results = list(program.graph_signature.output_specs)
+        self._calls = program.module_call_graph
+        self._example = program.example_inputs
 
     def calls(self, *operators: str) -> Iterator[Node]:
         """Calls of the named operators (``aten.linear.default``), or all calls, in order."""
@@ -202,6 +211,53 @@ class Editor:
         if new.op == "call_function":
             new.name = old.name
 
+    def cut(self, given: Mapping[Node, Input], results: Mapping[str, Node]) -> None:
+        """Keep no more than what computes ``results``.
+
+        Args:
+            given: values that are inputs from here on, after those of the graph's own inputs that
+                are still needed; nodes keep their names where the input is called the same.
+            results: what is given, by name, in the graph's place.
+        """
+        for node, spec in given.items():
+            last = self.fx.find_nodes(op="placeholder")[-1]
+            with self.fx.inserting_after(last):
+                entry: Node = self.fx.placeholder(spec.name)
+            # An array that comes from elsewhere has its axes in order.
+            entry.meta = {**node.meta, "val": node.meta["val"].contiguous()}
+            node.replace_all_uses_with(entry)
+        names = {spec.name for spec in given.values()}
+        self.fx.output_node().args = (tuple(results.values()),)
+        # Claims about sizes have no users either, and would keep alive what they are about.
+        for node in reversed(list(self.fx.nodes)):
+            if node.op not in ("placeholder", "output") and not node.users:
+                self.fx.erase_node(node)
+        own = self._own_inputs()
+        for node in self.fx.find_nodes(op="placeholder"):
+            if node.target in names:
+                node.name = node.target
+                arg = TensorArgument(node.name)
+                self._specs[node.name] = InputSpec(InputKind.USER_INPUT, arg, None)
+            elif node in own and not node.users:
+                self._specs.pop(node.name)
+                self.fx.erase_node(node)
+                del own[node]
+        inputs = (*own.values(), *given.values())
+        self._origin = dataclasses.replace(
+            self._origin, inputs=inputs, outputs=tuple(results), states=()
+        )
+        self._results = [
+            OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None)
+            for node in results.values()
+        ]
+        self._calls, self._example = _called(inputs, len(results)), None
+
+    def _own_inputs(self) -> dict[Node, Input]:
+        """The graph's inputs, by what stands for them."""
+        kinds = {n: self._specs.get(n.name) for n in self.fx.find_nodes(op="placeholder")}
+        own = [n for n, spec in kinds.items() if spec and spec.kind == InputKind.USER_INPUT]
+        return dict(zip(own, self._origin.inputs, strict=True))
+
     def done(self, precision: str | None = None) -> Graph:
         """Check the program, infer every shape and dtype anew, and return it as a Graph."""
         self.fx.eliminate_dead_code()
@@ -221,8 +277,8 @@ class Editor:
             graph_signature=signature,
             state_dict={k: v for k, v in self._state.items() if k in kept},
             range_constraints=origin.range_constraints,
-            module_call_graph=origin.module_call_graph,
-            example_inputs=origin.example_inputs,
+            module_call_graph=self._calls,
+            example_inputs=self._example,
             constants={k: v for k, v in self._constants.items() if k in kept},
         )
         return self._origin.replace(program, precision)
@@ -265,13 +321,20 @@ class Editor:
 
     def _output_specs(self) -> list[Any]:
         results = self.fx.output_node().args[0]
-        specs = self._origin.exported.graph_signature.output_specs
         return [
             dataclasses.replace(spec, arg=TensorArgument(result.name))
             if spec.kind == OutputKind.USER_OUTPUT and isinstance(result, Node)
             else spec
-            for spec, result in zip(specs, results, strict=True)
+            for spec, result in zip(self._results, results, strict=True)
         ]
+
+
+def _called(inputs: tuple[Input, ...], outputs: int) -> list[ModuleCallEntry]:
+    """How a program is called: its inputs by keyword, its outputs a tuple."""
+    given = pytree.tree_structure(((), {spec.name: 0 for spec in inputs}))
+    found = pytree.tree_structure((0,) * outputs)
+    signature = ModuleCallSignature(inputs=[], outputs=[], in_spec=given, out_spec=found)
+    return [ModuleCallEntry(fqn="", signature=signature)]
 
 
 @contextlib.contextmanager

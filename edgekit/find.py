@@ -20,6 +20,7 @@ ROOMS = {
     "families": ("edgekit.families", "load", "model family"),
     "converters": ("edgekit.converters", "convert", "converter"),
     "rewrites": ("edgekit.converters.rewrites", "rewrite", "rewrite"),
+    "passes": ("edgekit.compress", "PASS", "pass"),
     "metrics": ("edgekit.metrics", "score", "metric"),
     "ranges": ("edgekit.quantize.ranges", "Range", "range method"),
     "runtimes": ("edgekit.targets.runtimes", "open", "runtime"),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit import bundle as bundles
 from edgekit import files, packages
 from edgekit.bundle import Bundle, Draft, Manifest, Row
+from edgekit.compression import kept_beside
 from edgekit.errors import EdgekitError
 from edgekit.find import find
 from edgekit.latency import Settings, paired, time_artifact, time_source
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 #: Samples kept in reference.npz, for checks on the device.
 REFERENCE_SAMPLES = 16
 SCALES = "scales.json"
+COMPRESSED = "compressed"
 #: Fields of a recipe that decide which samples are used.
 _DRAWN = ("samples", "evaluation_samples", "seed", "random_calibration")
 
@@ -67,8 +69,11 @@ def build(
         if made.manifest.request == request and not made.damaged():
             say(f"{out} is up to date.")
             return made
+    work.keep = kept_beside(out)
     with Draft(out) as draft:
-        return _Build(work, draft, facts).run(targets, request)
+        made = _Build(work, draft, facts).run(targets, request)
+    shutil.rmtree(work.keep, ignore_errors=True)
+    return made
 
 
 class _Build:
@@ -79,7 +84,9 @@ class _Build:
         self.work, self.draft, self.recipe = work, draft, recipe
         self.used: set[str] = set()
         # What steps depend on: all of them on the source; some on data, one on each kind.
-        fields = "model arguments inputs batch mode context random_weights allow_partial".split()
+        fields = (
+            "model arguments inputs batch mode context random_weights allow_partial passes".split()
+        )
         shown = recipe.model_dump(mode="json")
         of_data = ("calibration", "evaluation")
         self.source = {name: shown[name] for name in fields}
@@ -92,6 +99,7 @@ class _Build:
 
     def run(self, targets: list[Target], request: str) -> Bundle:
         """All steps, then the manifest."""
+        stages = self._compressed()
         reference = self._step("reference", self.judging, self._reference, "reference.npz")
         quantized, scales, calibration = self._quantized()
         rows = [row for target in targets for row in self._target(target, quantized, scales)]
@@ -103,7 +111,7 @@ class _Build:
             request=request,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             recipe=self.recipe.model_dump(mode="json"),
-            model=reference["model"],
+            model={**reference["model"], "stages": stages},
             data={
                 **reference["data"],
                 **calibration,
@@ -123,6 +131,28 @@ class _Build:
     ) -> dict[str, Any]:
         self.used.add(name)
         return self.draft.step(name, inputs, run, produces).result
+
+    def _compressed(self) -> list[dict[str, Any]]:
+        """The recipe's passes; the model that they give is kept in the bundle."""
+        if not self.recipe.passes:
+            return []
+        from edgekit import compression
+
+        work = self.work
+        inputs = {
+            **self.calibrating,
+            "judging": self.judging["data"],
+            "target": self.recipe.targets[0],
+        }
+
+        def run(out: Path) -> dict[str, Any]:
+            made = compression.run(work, work.keep)
+            compression.save(work, made, out)
+            return {"stages": [asdict(stage) for stage in made.stages]}
+
+        found = self._step("compress", inputs, run, COMPRESSED)
+        work.model = compression.load(work, self.draft.path / COMPRESSED).model
+        return list(found["stages"])
 
     def _reference(self, out: Path) -> dict[str, Any]:
         """Inputs and the source's outputs, for checks where the source is not."""
@@ -148,7 +178,7 @@ class _Build:
         if self.recipe.scheme is None:
             return None, "", {}
         shown = self.recipe.model_dump(mode="json")
-        how = ("precision", "granularity", "method", "effort", "batch_size", "exclude")
+        how = ("precision", "granularity", "method", "effort", "batch_size", "exclude", "qat")
         inputs = {**self.calibrating, **{name: shown[name] for name in how}}
         store = Store(self.draft.path / ".calibration.npz", files.digest(inputs))
         found = self._step("calibrate", inputs, lambda out: self._quantize(out, store), SCALES)
@@ -187,12 +217,13 @@ class _Build:
         self, target: Target, name: str, graph: Any, made: dict[str, Path], scales: str
     ) -> Row:
         converter = find("converters", name)
-        place = f"{target.name}/{converter.NAME}"
+        place = f"{target.name}/{self.work.named(name)}"
         accepted = made.get(converter.ACCEPTS)
         inputs = {
             **self.source,
             "target": target.model_dump(mode="json", exclude={"sources"}),
             "precision": self.recipe.precision,
+            "streams": [self.recipe.split_streams, self.recipe.stream_starts],
             "scales": scales,
             "accepted": files.sha256(accepted) if accepted else None,
             "packages": packages.versions(converter.REQUIRES),
@@ -287,7 +318,7 @@ class _Build:
 
         def run(_: Path) -> dict[str, Any]:
             with stage("Measuring the source in PyTorch"):
-                return {"entries": time_source(self.work.model, self._settings())}
+                return {"entries": time_source(self.work.original, self._settings())}
 
         entries = self._step("baseline", {**self.source, **self._measured()}, run)["entries"]
         return list(entries)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.errors import EdgekitError
-from edgekit.find import find
 from edgekit.machine import PeakMemory, cores, peak_memory, thread_counts
+from edgekit.pipeline import load
 from edgekit.progress import say
 
 if TYPE_CHECKING:
@@ -105,14 +105,15 @@ def time_artifact(artifact: Path, runtime: str, settings: Settings) -> list[dict
     """Latency and peak memory of an artifact, one entry a number of threads."""
     entries = []
     for threads in thread_counts():
-        with peak_memory() as memory, find("runtimes", runtime).open(artifact, threads) as session:
+        with peak_memory() as memory, load(runtime, artifact, threads) as session:
             results = {
                 name: replace(settings, inputs=call).time(runtime, threads, session.infer)
                 for name, call in phases(session, settings.inputs).items()
             }
         for name, result in results.items():
             phase = {"phase": name} if name else {}
-            entries.append({**_entry(runtime, threads, result, memory), **phase})
+            parts = {"parts_ms": session.parts()} if session.parts() else {}
+            entries.append({**_entry(runtime, threads, result, memory), **phase, **parts})
     return entries
 
 
@@ -160,10 +161,9 @@ def paired(first: Path, second: Path, runtime: str, settings: Settings, threads:
     Of a stream it is the step. It ends after ``settings.iterations`` calls of each or
     ``settings.seconds``, but not before three rounds.
     """
-    opened = find("runtimes", runtime).open
     rounds = max(3, min(ROUNDS, settings.iterations // CALLS))
     blocks: list[tuple[float, float]] = []
-    with opened(first, threads) as one, opened(second, threads) as two:
+    with load(runtime, first, threads) as one, load(runtime, second, threads) as two:
         inputs = list(phases(one, settings.inputs).values())[-1]
         for session in (one, two):
             for _ in range(min(settings.warmup, CALLS)):

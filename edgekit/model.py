@@ -216,6 +216,8 @@ class Model:
         traced: what is exported in the module's place, equal to it and on the same parameters;
             None is the module itself. With states it takes and gives these too, by name.
         states: what a streaming model carries from call to call.
+        streams: of towers that read each other, where each starts: its name, and the glob of the
+            input or of the modules. None need be named where inputs alone tell.
     """
 
     module: torch.nn.Module
@@ -227,6 +229,7 @@ class Model:
     history: tuple[str, ...] = ()
     traced: torch.nn.Module | None = None
     states: tuple[State, ...] = ()
+    streams: tuple[tuple[str, str], ...] = ()
 
     def with_batch(self, batch: int | Literal["dynamic"]) -> Model:
         """The model with its inputs' and states' first dimension set, or dynamic."""

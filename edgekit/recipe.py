@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edgekit.compress import Pass, entry_of, parse
 from edgekit.errors import EdgekitError
 from edgekit.families import is_onnx
 from edgekit.find import unknown
@@ -23,7 +24,7 @@ from edgekit.quantize.schemes import (
 from edgekit.targets import Target, load
 
 Mode = Literal["whole", "stream"]
-_PATHS = ("checkpoint", "calibration", "evaluation", "scales")
+_PATHS = ("checkpoint", "training", "calibration", "evaluation", "scales")
 
 
 class Recipe(BaseModel):
@@ -45,7 +46,14 @@ class Recipe(BaseModel):
             each call, so that one engine takes prompts and then token after token.
         context: tokens that attention remembers at most in a stream; None is 4096, or as many as
             the model knows. A state-space model remembers all it has seen in states of one size.
-        calibration: data that sets the INT8 scales.
+        split_streams: make an artifact for each stream of towers that read each other, and each
+            step between two exchanges, in place of one.
+        stream_starts: where streams start: name -> glob of an input or of modules; where it is
+            empty, the model says, or the inputs whose streams read each other.
+        passes: what is done to the model first, in order: ``{prune: {ratio: 0.5}}`` each.
+        training: data that distillation learns from; the calibration data if not given.
+        qat: options of a distillation that trains the quantized model, such as ``{steps: 500}``.
+        calibration: data that sets the INT8 scales, and that passes measure on.
         evaluation: data that judges the artifacts; a quarter of ``calibration`` if not given.
         samples: how many of the calibration samples are used; asking for more than there are is
             an error.
@@ -75,6 +83,11 @@ class Recipe(BaseModel):
     batch: Annotated[int, Field(ge=1)] | Literal["dynamic"] = 1
     mode: Mode = "whole"
     context: int | None = Field(default=None, ge=1)
+    split_streams: bool = False
+    stream_starts: dict[str, str] = {}
+    passes: tuple[dict[str, dict[str, Any]], ...] = ()
+    training: Path | None = None
+    qat: dict[str, Any] | None = None
     calibration: Path | None = None
     evaluation: Path | None = None
     samples: int = Field(default=256, ge=1)
@@ -101,6 +114,13 @@ class Recipe(BaseModel):
         for name in fields:
             if name not in cls.model_fields:
                 raise unknown(f"field of {origin}", str(name), cls.model_fields)
+        fields = {**fields, **_passes(fields)}
+        if fields.get("stream_starts") and not fields.get("split_streams"):
+            raise EdgekitError(
+                f"{origin}: stream_starts has no meaning here.",
+                "It says where streams start, and the model is not split by them.",
+                "Add --split-streams, or drop --stream-start.",
+            )
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
@@ -138,6 +158,11 @@ class Recipe(BaseModel):
         return cls.check({**fields, **overrides}, str(path))
 
     @property
+    def steps(self) -> tuple[Pass, ...]:
+        """The passes."""
+        return tuple(parse(entry) for entry in self.passes)
+
+    @property
     def scheme(self) -> Scheme | None:
         """How the precision quantizes; None for fp32 and fp16.
 
@@ -161,6 +186,31 @@ class Recipe(BaseModel):
         found = [load(name) for name in self.targets]
         for target in found:
             target.require(self.precision)
+            if self.split_streams and "on_device" in target.formats:
+                raise EdgekitError(
+                    f"{target.title} takes no model that is split by streams.",
+                    "Its engine is built on the device by a kit, which holds one model.",
+                    "Drop --split-streams for it, or build each part with `edgekit convert "
+                    "--split-streams -o model.onnx.streams` and TensorRT's trtexec.",
+                )
             if self.precision in target.notes:
                 say(f"{target.title}, {self.precision}: {target.notes[self.precision]}.")
         return found
+
+
+def _passes(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that hold passes, each checked and in its one form.
+
+    Raises:
+        EdgekitError: unknown pass or option, or a value of another kind.
+    """
+    found: dict[str, Any] = {}
+    given = fields.get("passes")
+    if given is not None:
+        listed = given if isinstance(given, list | tuple) else [given]
+        found["passes"] = tuple(entry_of(parse(entry)) for entry in listed)
+    if fields.get("qat") is not None:
+        options = fields["qat"]
+        entry = f"distill:{options}" if isinstance(options, str) else {"distill": options}
+        found["qat"] = entry_of(parse(entry))["distill"]
+    return found

@@ -11,6 +11,7 @@ from edgekit.bundle import MANIFEST, Bundle, Row
 from edgekit.drift import TOLERANCES, Drift, compare
 from edgekit.errors import EdgekitError
 from edgekit.find import find, names
+from edgekit.pipeline import SUFFIX, load
 from edgekit.recipe import Recipe
 from edgekit.targets.runtimes import runtime_for
 from edgekit.whole import opened
@@ -51,13 +52,14 @@ def format_of(path: Path, making: bool = False) -> str:
         raise EdgekitError(f"{path} does not exist.", "", f"Check the path; this is {Path.cwd()}.")
     known = {Path(find("converters", name).NAME).suffix: name for name in names("converters")}
     known.pop("", None)  # a folder without a suffix may be anything
-    if path.suffix not in known:
+    suffix = Path(path.stem).suffix if path.suffix == SUFFIX else path.suffix
+    if suffix not in known:
         raise EdgekitError(
             f"{path} does not name an artifact.",
-            f"Its suffix is {path.suffix!r}.",
+            f"Its suffix is {suffix!r}.",
             f"Use one of {', '.join(sorted(known))}.",
         )
-    return known[path.suffix]
+    return known[suffix]
 
 
 def runtime_of(bundle: Bundle, row: Row) -> str | None:
@@ -67,30 +69,19 @@ def runtime_of(bundle: Bundle, row: Row) -> str | None:
 
 def inspect(recipe: Recipe) -> Summary:
     """Load a model and count; nothing is converted."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
     from edgekit.edit import Editor
+    from edgekit.plan import operations
     from edgekit.quantize.sites import find_sites
     from edgekit.source import load_model
     from edgekit.work import export
 
     model = load_model(recipe)
-    inputs = {
-        spec.name: torch.zeros(spec.concrete(), dtype=getattr(torch, spec.dtype))
-        for spec in model.inputs
-    }
-    # Attention in its plain form: the counter does not know the fused one.
-    plain = sdpa_kernel(SDPBackend.MATH)
-    with plain, FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.module(**inputs)
     sites = find_sites(Editor(export(model)), recipe.exclude)
     return Summary(
         source=model.source,
         weights=model.weights,
         parameters=sum(p.numel() for p in model.module.parameters()),
-        operations=counter.get_total_flops() // 2,
+        operations=operations(model, "cpu"),
         inputs=tuple(str(spec) for spec in model.inputs),
         outputs=model.outputs,
         preprocess=asdict(model.preprocess) if model.preprocess else None,
@@ -132,6 +123,14 @@ def convert(recipe: Recipe, out: Path, work: Work | None = None) -> Checked:
     format = format_of(out, making=True)
     target = targets.load(recipe.targets[0])
     target.require(recipe.precision)
+    if recipe.split_streams != (out.suffix == SUFFIX):
+        right = f"{out}{SUFFIX}" if recipe.split_streams else out.with_suffix("")
+        raise EdgekitError(
+            f"{out} is {'' if recipe.split_streams else 'not '}one artifact.",
+            f"--split-streams makes a folder of them, whose name ends in {SUFFIX}; "
+            "without it one is made.",
+            f"Write -o {right}, or {'drop' if recipe.split_streams else 'add'} --split-streams.",
+        )
     if format not in target.formats:
         fits = ", ".join(find("converters", name).NAME for name in target.formats)
         raise EdgekitError(f"{target.name} does not run {out.suffix} files.", f"It takes {fits}.")
@@ -290,7 +289,7 @@ def bench(path: Path, reference: Path | None, settings: Settings) -> dict[str, A
 
 def _call_inputs(artifact: Path, runtime: str, reference: Path | None) -> Arrays:
     """The inputs of one call: reference samples, or random numbers for a lone ONNX file."""
-    with find("runtimes", runtime).open(artifact, None) as session:
+    with load(runtime, artifact) as session:
         if reference is not None:
             inputs, _ = load_reference(reference)
             return {name: value[: session.batch or 1] for name, value in inputs.items()}

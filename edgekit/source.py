@@ -53,6 +53,13 @@ class Source:
                 "They say which modules are quantized, and how.",
                 "Drop them, or ask for --precision int8.",
             )
+        if recipe.qat is not None and not self._calibrated:
+            raise EdgekitError(
+                f"--qat has no meaning in {recipe.precision}"
+                + (" with --scales." if recipe.scales else "."),
+                "It trains a quantized model from its calibration on.",
+                "Drop it, or ask for --precision int8 with --calibration DATA.",
+            )
         if self._calibrated and not (recipe.random_calibration or self._source("calibration")):
             raise EdgekitError(
                 f"{recipe.precision} needs calibration data.",
@@ -61,14 +68,40 @@ class Source:
             )
 
     @cached_property
-    def model(self) -> Model:
-        """The source model, with the recipe's batch."""
+    def original(self) -> Model:
+        """The model before any pass, with the recipe's batch."""
         return load_model(self.recipe)
+
+    @cached_property
+    def model(self) -> Model:
+        """The source of what is converted: the original after the recipe's passes."""
+        if not self.recipe.passes:
+            return self.original
+        from edgekit.compression import run
+
+        return run(self, None).model
 
     @cached_property
     def datasets(self) -> tuple[Dataset, Dataset]:
         """Samples for calibration and for judging, disjoint unless given as such."""
-        recipe, inputs = self.recipe, self.model.inputs
+        calibrate, judge = self._datasets
+        return self._calibrating(calibrate), judge
+
+    @cached_property
+    def fitting(self) -> tuple[Dataset | None, Dataset | None]:
+        """What passes measure on, and what they train on, which is all that there is of it."""
+        if not (self.recipe.random_calibration or self._source("calibration") is not None):
+            measured = None
+        else:
+            measured = self.datasets[0]
+        if self.recipe.training is not None:
+            return measured, self._open("training")
+        return measured, None if measured is None else self._datasets[0]
+
+    @cached_property
+    def _datasets(self) -> tuple[Dataset, Dataset]:
+        """As ``datasets``, before calibration takes its samples."""
+        recipe, inputs = self.recipe, self.original.inputs
         if recipe.random_calibration:
             say("Using random numbers as data, as asked: accuracy is unknown.")
             pair = [data.random_data(inputs, recipe.samples, recipe.seed + i) for i in (0, 1)]
@@ -78,9 +111,9 @@ class Source:
         calibrate = opened.get("calibration", judge)
         if calibrate is None or judge is None:
             raise KeyError("no data")
-        if calibrate is judge and self._calibrated:
+        if calibrate is judge and (self._calibrated or recipe.passes):
             judge, calibrate = judge.split(HELD_OUT, recipe.seed)
-        return self._calibrating(calibrate), self._judging(judge)
+        return calibrate, self._judging(judge)
 
     @cached_property
     def batches(self) -> list[Arrays]:
@@ -164,6 +197,8 @@ class Source:
         for name in ("checkpoint", "scales"):
             path: Path | None = getattr(recipe, name)
             found[name] = files.fingerprint(path) if path else None
+        if recipe.training is not None:
+            found["training"] = files.fingerprint(recipe.training)
         for name, source in self._sources().items():
             path_given = isinstance(source, Path)
             found[name] = files.fingerprint(source) if path_given else self._open(name).fingerprint
@@ -184,8 +219,8 @@ class Source:
     def _open(self, name: str) -> Dataset:
         """A source as a dataset, opened once: a Python iterable may end after one pass."""
         if name not in self._opened:
-            source = self._source(name)
-            model = self.model
+            source: Any = self.recipe.training if name == "training" else self._source(name)
+            model = self.original
             self._opened[name] = data.open_data(source, model.inputs, model.preprocess)
         return self._opened[name]
 

@@ -16,9 +16,12 @@ def bundle_table(bundle: Bundle) -> Table:
     """One row an artifact: target, artifact, status, size, drift, top-1, latency."""
     recipe, model = bundle.manifest.recipe, bundle.manifest.model
     title = f"{recipe['model']} in {recipe['precision']}"
-    if model["top1"] is not None:
+    stages = model.get("stages") or [model]
+    if stages[0]["top1"] is not None:
         judged = bundle.manifest.data["judged_samples"]
-        title += f": source {model['top1']:.2%} top-1 on {judged} images"
+        compressed = f", compressed {model['top1']:.2%}" if len(stages) > 1 else ""
+        source = f"source {stages[0]['top1']:.2%} top-1"
+        title += f": {source}{compressed} on {judged} images"
     table = _table(title, "target", "artifact", "status", "size", "drift", "top-1", "latency")
     for row in bundle.manifest.rows:
         style = "" if row.ok else "red"
@@ -46,6 +49,28 @@ def latency_table(title: str, entries: list[dict[str, Any]]) -> Table:
             "unknown" if memory is None else f"{memory:.0f}",
         )
     return table
+
+
+def stages_table(title: str, stages: list[dict[str, Any]]) -> Table:
+    """One row a pass: what is left of parameters and operations, and what it costs."""
+    columns = ("parameters", "operations", "top-1", "output error", "seconds")
+    table = _table(title, "pass", *columns)
+    first = stages[0]
+    for stage in stages:
+        top1 = stage["top1"]
+        table.add_row(
+            stage["name"],
+            _share(stage["parameters"], first["parameters"]),
+            _share(stage["operations"], first["operations"]),
+            "" if top1 is None else f"{top1:.2%}",
+            f"{stage['error']:.4f}",
+            f"{stage['seconds']:.0f}",
+        )
+    return table
+
+
+def _share(count: int, whole: int) -> str:
+    return f"{count:,} ({count / whole:.0%})" if whole else f"{count:,}"
 
 
 def plain_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:

@@ -5,7 +5,9 @@
 3. A split of a transposed tensor, of which a part is transposed back, is a split of the tensor.
 4. Two transposes of the same axes are none: state-space models pass channels first between
    functions that compute with channels last.
-5. A linear's weight that is rearranged from a parameter is a parameter: quantization sees it.
+5. A squeeze of an axis that is not of size 1 is its input; ONNX's Squeeze is an error there.
+6. So is a repetition of everything once.
+7. A linear's weight that is rearranged from a parameter is a parameter: quantization sees it.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from edgekit.model import Graph
 
 _TRANSPOSE = "aten.transpose.int"
+_REPEATS = ("aten.repeat.default", "aten.expand.default")
 _ARRANGING = frozenset(
     f"aten.{name}"
     for name in "reshape.default permute.default transpose.int clone.default _unsafe_view.default "
@@ -36,7 +39,11 @@ def tidy(graph: Graph) -> Graph:
     for node in editor.calls("aten.view.default"):
         node.target = torch.ops.aten.reshape.default
     for node in editor.calls("aten.slice.Tensor"):
-        if _takes_all(node):
+        step = node.args[4] if len(node.args) > 4 else 1
+        if step == 1 and _is_whole(node):
+            node.replace_all_uses_with(_source(node))
+    for node in editor.calls("aten.squeeze.dim", "aten.squeeze.dims", *_REPEATS):
+        if node.meta["val"].dim() == _source(node).meta["val"].dim() and _is_whole(node):
             node.replace_all_uses_with(_source(node))
     for node in editor.calls("aten.split.Tensor", "aten.split_with_sizes.default"):
         if str(_source(node).target) == _TRANSPOSE:
@@ -65,11 +72,10 @@ def _integers(values: Any) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
 
-def _takes_all(node: Node) -> bool:
+def _is_whole(node: Node) -> bool:
+    """Whether a result has the sizes of what it is made from, of the same rank."""
     before, after = (n.meta["val"].shape for n in (_source(node), node))
-    step = node.args[4] if len(node.args) > 4 else 1
-    same = (statically_known_true(a == b) for a, b in zip(before, after, strict=True))
-    return bool(step == 1 and all(same))
+    return all(statically_known_true(a == b) for a, b in zip(before, after, strict=True))
 
 
 def _split_first(editor: Editor, node: Node) -> None:

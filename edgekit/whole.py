@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.converters.kit.stream import pieces
-from edgekit.find import find
+from edgekit.pipeline import load
 from edgekit.session import Session
 from edgekit.targets.runtimes import Arrays, Runtime
 
@@ -46,5 +46,5 @@ class Whole(Runtime):
 
 def opened(runtime: str, artifact: Path, threads: int | None = None) -> Runtime:
     """An artifact that takes whole inputs, whether or not it streams."""
-    found: Runtime = find("runtimes", runtime).open(artifact, threads)
+    found = load(runtime, artifact, threads)
     return Whole(found, artifact.name) if found.states else found

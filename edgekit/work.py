@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import files
+from edgekit import files, pipeline
 from edgekit.converters import Artifact
 from edgekit.drift import TOLERANCES, Drift, compare, first_divergence
 from edgekit.errors import CheckFailed
 from edgekit.find import find
 from edgekit.model import Graph, Model
-from edgekit.progress import stage, track
+from edgekit.progress import say, stage, track
 from edgekit.source import Source
 from edgekit.targets import Target
 from edgekit.targets.rules import rules_for
@@ -24,6 +24,7 @@ from edgekit.targets.runtimes import runtime_for
 from edgekit.whole import opened
 
 if TYPE_CHECKING:
+    from edgekit.converters.streams import Split
     from edgekit.quantize.calibrate import Store
     from edgekit.quantize.post_training import Quantized
     from edgekit.targets.runtimes import Arrays
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 COMMON_REWRITES = (
     "batch_norm",
     "constants",
+    "real_rotary",
+    "angles",
     "composites",
     "resize",
     "windows",
@@ -45,6 +48,8 @@ class Work(Source):
 
     #: What quantization found, once it has: its methods move values between layers.
     made: Quantized | None = None
+    #: Where long work keeps what it needs to go on; None keeps nothing.
+    keep: Path | None = None
 
     @cached_property
     def graph(self) -> Graph:
@@ -77,12 +82,29 @@ class Work(Source):
         if not rounding:
             plan = dataclasses.replace(plan, round=())
         size = recipe.batch_size or (1 if recipe.batch == "dynamic" else recipe.batch)
+        trained = recipe.qat is not None and rounding
         graph = self.graph
-        if recipe.batch not in ("dynamic", size):
+        if recipe.batch != "dynamic" and (trained or recipe.batch != size):
             graph = export(self.model.with_batch("dynamic"))
         made = quantize(graph, self.datasets[0], plan, recipe.exclude, size, store, rounding)
+        if trained:
+            made = self._trained(graph, made)
         gc.collect()  # fx graphs are cycles, and those in between hold copies of the weights
         return made
+
+    def _trained(self, graph: Graph, made: Quantized) -> Quantized:
+        """After quantization-aware training, as the recipe's ``qat`` says."""
+        from edgekit.compress import Context, parse
+        from edgekit.compress.distill import Distill
+        from edgekit.compress.distillation.quantized import train_quantized
+
+        options = parse({"distill": self.recipe.qat or {}})
+        if not isinstance(options, Distill):
+            raise TypeError(options)
+        data, training = self.fitting
+        folder = self.keep / "qat" if self.keep else None
+        context = Context(data, training, folder=folder, seed=self.recipe.seed)
+        return train_quantized(options, graph, made, context)
 
     def lower(self, target: Target, quantized: Quantized | None) -> Graph:
         """The graph as the target's runtime wants it, in the recipe's precision."""
@@ -105,8 +127,26 @@ class Work(Source):
     def convert(self, source: Graph | Path, format: str, out: Path, target: Target) -> Artifact:
         """One artifact, written to ``out``."""
         with stage(f"{target.name}: making {format}"):
+            if self.recipe.split_streams:
+                cut = source if isinstance(source, Path) else self._split(source)
+                return pipeline.convert(cut, format, out, target)
             artifact: Artifact = find("converters", format).convert(source, out, target)
         return artifact
+
+    def named(self, format: str) -> str:
+        """What an artifact of this recipe is called."""
+        name = str(find("converters", format).NAME)
+        return f"{name}{pipeline.SUFFIX}" if self.recipe.split_streams else name
+
+    def _split(self, graph: Graph) -> Split:
+        from edgekit.converters.streams import split
+
+        made = split(graph, self.recipe.stream_starts or dict(self.model.streams))
+        steps = made.segments[-1].step + 1
+        say(f"Split by streams: {len(made.segments)} segments in {steps} steps.")
+        if made.repeated:
+            say(f"{made.repeated / 1e6:.1f} MB of weights are stored more than once.")
+        return made
 
     def run(self, artifact: Path, runtime: str, calls: list[Arrays] | None = None) -> list[Arrays]:
         """The artifact's outputs for these calls; None are ``batches``."""
@@ -126,7 +166,7 @@ class Work(Source):
             batch = self.graph.complete(self.batches[0])
             source = self.graph if self.made is None else self.made.applied(self.graph)
             reference = trace_graph(source, batch)
-            traced = find("runtimes", runtime).trace(artifact, batch)
+            traced = pipeline.trace(runtime, artifact, batch)
             layer = first_divergence(self.graph, reference, traced, tolerance.cosine)
             failure = f"{failure}; first diverges at {layer}"
         return drift, self.top1(actual), failure
@@ -146,7 +186,7 @@ class Work(Source):
         with files.atomic(out) as room, tempfile.TemporaryDirectory() as scratch:
             source: Graph | Path = graph
             for name in _chain(format):
-                path = room if name == format else Path(scratch) / find("converters", name).NAME
+                path = room if name == format else Path(scratch) / self.named(name)
                 artifact = self.convert(source, name, path, target)
                 status, drift = self._judged(path, target, name)
                 source = path
@@ -158,7 +198,7 @@ class Work(Source):
         """The artifact of a format, made in ``folder`` and not judged; None leaves all in float."""
         source: Graph | Path = self.lower(target, quantized)
         for name in _chain(format):
-            path: Path = folder / find("converters", name).NAME
+            path: Path = folder / self.named(name)
             self.convert(source, name, path, target)
             source = path
         return path

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from edgekit.compress.sparsity import is_sparse
 from edgekit.edit import Editor
 from edgekit.quantize.sites import Site, find_sites
 from edgekit.quantize.weights import nearest, scale_of, spread
@@ -35,16 +36,19 @@ class Layer:
         scale: of each value, (out, K).
         gram: H, positive definite, (K, K).
         dtype: of the levels.
+        zero: where the level stays 0, (out, K); None is nowhere.
     """
 
     weight: torch.Tensor
     scale: torch.Tensor
     gram: torch.Tensor
     dtype: str
+    zero: torch.Tensor | None = None
 
     def levels(self, wanted: torch.Tensor, columns: slice | int) -> torch.Tensor:
         """The nearest levels to real values that stand in these columns, as float64."""
-        return nearest(wanted / self.scale[:, columns], self.dtype)
+        found = nearest(wanted / self.scale[:, columns], self.dtype)
+        return found if self.zero is None else found.masked_fill(self.zero[:, columns], 0)
 
     def losses(self, error: torch.Tensor) -> torch.Tensor:
         """Each output channel's e^T H e, (out,)."""
@@ -89,7 +93,8 @@ def round_weights(
 
     An output channel keeps its nearest levels where those lose less. The bias takes up the mean
     of the error. Left for rounding to the nearest is what has no products of its inputs (grouped
-    and one-dimensional convolutions), and what more than one call reads.
+    and one-dimensional convolutions), and what more than one call reads. Zeros of a weight that is
+    sparse 2:4 stay zero.
 
     Args:
         damping: share of H's mean diagonal that is added to the diagonal.
@@ -103,7 +108,8 @@ def round_weights(
         entry = table.sites[weight.site.name]
         enters = table.sites.get(f"{weight.site.module}.input")
         gram = _gram(statistics, enters, damping, centred=weight.bias is not None)
-        layer = Layer(rows, spread(scale_of(entry), rows), gram, entry.dtype)
+        zero = rows == 0 if is_sparse(weight.value) else None
+        layer = Layer(rows, spread(scale_of(entry), rows), gram, entry.dtype, zero)
         value = _better(layer, choose(layer)).reshape(weight.value.shape)
         correct_bias(editor, weight, value, statistics)
         editor.assign(weight.name, value)

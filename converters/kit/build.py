@@ -12,6 +12,8 @@ from typing import Any, Callable, Mapping, Sequence, Tuple
 
 from .problem import Problem
 
+#: The builder flag that is no precision: weights may be taken as sparse where they are so, 2:4.
+SPARSE = "SPARSE_WEIGHTS"
 #: Least, usual and greatest shape of an input.
 Shapes = Tuple[Sequence[int], Sequence[int], Sequence[int]]
 
@@ -134,8 +136,8 @@ def build(
         shapes: of the inputs with a size that varies, by name.
         capability: the GPU's compute capability such as "8.9", where TensorRT lets it be
             chosen (RTX); else the GPU of this machine.
-        flags: builder flags that a TensorRT without strong typing needs for the graph's
-            precisions ("FP16", "INT8"); not used by others.
+        flags: builder flags: SPARSE, and those that a TensorRT without strong typing needs for
+            the graph's precisions ("FP16", "INT8"), which others do not use.
         report: is told each phase's name.
 
     Returns:
@@ -147,8 +149,8 @@ def build(
     config = builder.create_builder_config()
     if capability is not None and hasattr(config, "set_compute_capability"):
         _set_capability(trt, config, capability)
-    if not strongly_typed(trt):
-        _set_flags(trt, config, flags)
+    typed = strongly_typed(trt)
+    _set_flags(trt, config, [flag for flag in flags if flag == SPARSE or not typed])
     _set_profile(builder, network, config, shapes)
     monitor = make_monitor(trt, report)
     if monitor is not None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from edgekit.model import Graph
 
 LIMIT = 16_000_000
-#: Kept as views of what they repeat: storing the repetition would only cost memory.
-REPEATING = ("aten.expand.default", "aten.repeat.default")
+#: Kept as they are: storing their result would only cost memory, or file size.
+LARGER = ("aten.expand.default", "aten.repeat.default", "edgekit.sparse_codes.default")
 
 
 def rewrite(graph: Graph) -> Graph:
@@ -44,7 +44,7 @@ def _is_constant(editor: Editor, node: Node, values: dict[Node, Any]) -> bool:
     import torch
 
     if isinstance(node.target, torch._ops.OpOverload):
-        if torch.Tag.nondeterministic_seeded in node.target.tags or str(node.target) in REPEATING:
+        if torch.Tag.nondeterministic_seeded in node.target.tags or str(node.target) in LARGER:
             return False
     elif node.target is not operator.getitem:
         return False

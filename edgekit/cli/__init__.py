@@ -19,6 +19,7 @@ from edgekit.errors import EdgekitError
 COMMANDS: dict[str, Callable[..., None]] = {
     "build": make.build,
     "convert": make.convert,
+    "compress": make.compress,
     "quantize": quantize,
     "inspect": look.inspect,
     "verify": judge.verify,
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": judge.bench,
     "result": judge.result,
     "targets": look.targets,
+    "passes": look.passes,
     "doctor": look.doctor,
 }
 

@@ -17,6 +17,7 @@ from edgekit.cli.options import (
     Partial,
     Random,
     Set,
+    Targets,
     recipe_from,
 )
 
@@ -28,9 +29,13 @@ def inspect(
     allow_partial: Partial = None,
     set_: Set = None,
     input_: Inputs = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Read no weights: what would it need, and where?")
+    ] = False,
+    target: Targets = None,
     as_json: Json = False,
 ) -> None:
-    """Describe a model, or a bundle."""
+    """Describe a model, or a bundle; plan a model of any size."""
     from edgekit import single
     from edgekit.bundle import MANIFEST, Bundle
 
@@ -41,7 +46,13 @@ def inspect(
         else:
             show.bundle(made)
         return
-    show.fields(asdict(single.inspect(recipe_from(locals()))), as_json)
+    recipe = recipe_from(locals())
+    if plan:
+        from edgekit.plan import plan as planned
+
+        show.fields(asdict(planned(recipe)), as_json)
+        return
+    show.fields(asdict(single.inspect(recipe)), as_json)
 
 
 def targets(
@@ -65,6 +76,28 @@ def targets(
     ]
     columns = ("target", "device", "runtime", "dtypes", "system")
     table.show(table.plain_table("Targets", columns, rows))
+
+
+def passes(
+    name: Annotated[str | None, typer.Argument(help="Show one pass's options.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the passes that make a model smaller, and their options."""
+    from edgekit import table
+    from edgekit.compress import catalogue
+
+    found = catalogue(name)
+    if as_json:
+        show.dump([asdict(entry) for entry in found])
+        return
+    if name is not None:
+        typer.echo(found[0].text)
+    rows = [
+        (entry.name, option.name, option.kind, option.usual)
+        for entry in found
+        for option in entry.options
+    ]
+    table.show(table.plain_table("Passes", ("pass", "option", "takes", "default"), rows))
 
 
 def doctor(as_json: Json = False) -> None:

@@ -1,7 +1,8 @@
-"""Commands that make something: build a bundle, convert one artifact."""
+"""Commands that make something: a bundle, one artifact, a compressed model."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,9 @@ from edgekit.cli.options import (
     Mode,
     Model,
     Partial,
+    Passes,
     Precision,
+    Qat,
     Random,
     RandomData,
     Samples,
@@ -34,7 +37,10 @@ from edgekit.cli.options import (
     Seconds,
     Seed,
     Set,
+    SplitStreams,
+    StreamStarts,
     Targets,
+    Training,
     Warmup,
     recipe_from,
 )
@@ -54,6 +60,11 @@ def build(
     batch: Batch = None,
     mode: Mode = None,
     context: Context = None,
+    split_streams: SplitStreams = None,
+    stream_start: StreamStarts = None,
+    pass_: Passes = None,
+    training: Training = None,
+    qat: Qat = None,
     calibration: Calibration = None,
     evaluation: Evaluation = None,
     samples: Samples = None,
@@ -105,6 +116,8 @@ def convert(
     batch: Batch = None,
     mode: Mode = None,
     context: Context = None,
+    split_streams: SplitStreams = None,
+    stream_start: StreamStarts = None,
     calibration: Calibration = None,
     evaluation: Evaluation = None,
     samples: Samples = None,
@@ -123,3 +136,43 @@ def convert(
 
     values = {**locals(), "target": [target]}
     show.checks([single.convert(recipe_from(values), output)])
+
+
+def compress(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The compressed model's folder.")],
+    pass_: Passes = None,
+    target: Targets = None,
+    precision: Precision = None,
+    checkpoint: Checkpoint = None,
+    random_weights: Random = None,
+    allow_partial: Partial = None,
+    set_: Set = None,
+    input_: Inputs = None,
+    batch: Batch = None,
+    training: Training = None,
+    calibration: Calibration = None,
+    evaluation: Evaluation = None,
+    samples: Samples = None,
+    evaluation_samples: EvaluationSamples = None,
+    seed: Seed = None,
+    random_calibration: RandomData = None,
+    warmup: Warmup = None,
+    iterations: Iterations = None,
+    seconds: Seconds = None,
+    as_json: Json = False,
+) -> None:
+    """Make a model smaller by passes, in PyTorch; `compressed/FOLDER` then names the result."""
+    from edgekit import compression
+
+    recipe = recipe_from(locals())
+    try:
+        stages = compression.compress(recipe, output)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command goes on where this one stopped.", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        show.dump([asdict(stage) for stage in stages])
+        return
+    show.stages(f"{recipe.model}, compressed", [asdict(stage) for stage in stages])
+    typer.echo(f"edgekit build compressed/{output} --target T -o BUNDLE makes its engines.")

@@ -49,6 +49,25 @@ Mode = Annotated[
 Context = Annotated[
     int | None, typer.Option(help="Tokens that attention remembers in a stream [4096].", min=1)
 ]
+SplitStreams = Annotated[
+    bool | None,
+    typer.Option("--split-streams", help="An artifact a stream and step, not one for all."),
+]
+StreamStarts = Annotated[
+    list[str] | None,
+    typer.Option("--stream-start", help="NAME=GLOB of an input or modules; repeat."),
+]
+Passes = Annotated[
+    list[str] | None,
+    typer.Option("--pass", help="Done to the model first: NAME[:OPTION=VALUE,...]; repeat."),
+]
+Training = Annotated[
+    Path | None, typer.Option(help="Data that distillation learns from [the calibration data].")
+]
+Qat = Annotated[
+    str | None,
+    typer.Option(help="Train the quantized model: options of distill, such as 'steps=500'."),
+]
 Calibration = Annotated[
     Path | None, typer.Option(help="Data that sets INT8 scales: image folder, .npy, .npz, ...")
 ]
@@ -89,11 +108,15 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
     """The recipe that a command's flags describe; flags override a recipe file."""
     from edgekit.recipe import Recipe
 
-    names = {"target": "targets", "set_": "arguments", "input_": "inputs"}
+    names = {"target": "targets", "set_": "arguments", "input_": "inputs", "pass_": "passes"}
+    names["stream_start"] = "stream_starts"
     fields = {names.get(name, name): value for name, value in values.items()}
     fields = {n: v for n, v in fields.items() if n in Recipe.model_fields and v is not None}
     if "arguments" in fields:
         fields["arguments"] = dict(_assignment(text) for text in fields["arguments"])
+    if "stream_starts" in fields:
+        pairs = (_pair("--stream-start", text) for text in fields["stream_starts"])
+        fields["stream_starts"] = dict(pairs)
     if str(fields.get("batch", "")).isdigit():
         fields["batch"] = int(fields["batch"])
     model = str(fields["model"])
@@ -106,7 +129,12 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
 def _assignment(text: str) -> tuple[str, Any]:
     import yaml
 
+    name, value = _pair("--set", text)
+    return name, yaml.safe_load(value)
+
+
+def _pair(flag: str, text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise EdgekitError(f"--set {text!r} is not NAME=VALUE.")
-    return name, yaml.safe_load(value)
+        raise EdgekitError(f"{flag} {text!r} is not NAME=VALUE.")
+    return name, value

@@ -53,9 +53,18 @@ def bundle(bundle: Bundle) -> None:
     from edgekit import table
 
     table.show(table.bundle_table(bundle))
+    if bundle.manifest.model.get("stages"):
+        stages("Compressed, in PyTorch", bundle.manifest.model["stages"])
     if bundle.manifest.baseline:
         table.show(table.latency_table("The source here, ms", bundle.manifest.baseline))
     typer.echo(f"Bundle: {bundle.path}")
+
+
+def stages(title: str, stages: list[dict[str, Any]]) -> None:
+    """Print what passes made of a model, one row a pass."""
+    from edgekit import table
+
+    table.show(table.stages_table(title, stages))
 
 
 def checks(checks: list[Checked]) -> None:

@@ -12,6 +12,7 @@ from edgekit.drift import TOLERANCES, compare
 from edgekit.errors import EdgekitError
 from edgekit.find import find, names
 from edgekit.model import BATCH, Input, Model, Preprocess, run_module
+from edgekit.pipeline import SUFFIX
 from edgekit.recipe import Recipe
 from edgekit.single import format_of, load_reference, runtime_of
 
@@ -60,7 +61,7 @@ def is_made(subject: str | Path) -> bool:
     """Whether it is a bundle or an artifact, rather than the name of a model."""
     path = Path(subject)
     suffixes = {Path(find("converters", name).NAME).suffix for name in names("converters")} - {""}
-    return (path / MANIFEST).exists() or path.suffix in suffixes
+    return (path / MANIFEST).exists() or path.suffix in {*suffixes, SUFFIX}
 
 
 def open_subject(given: str | Path | Recipe, source: Recipe | None, data: Any) -> Subject:
@@ -118,7 +119,7 @@ def _of_bundle(bundle: Bundle, source: Recipe | None, data: Any) -> Subject:
             raise
         missing = f"{error.what} {error.why}".strip()
     if model is not None:
-        missing = _other_source(bundle, model, inputs, damaged)
+        missing = _other_source(bundle, _compressed(bundle, model), inputs, damaged)
     return Subject(
         name=str(bundle.path),
         inputs=inputs,
@@ -129,6 +130,16 @@ def _of_bundle(bundle: Bundle, source: Recipe | None, data: Any) -> Subject:
         candidates=tuple(_candidates(bundle, damaged)),
         notes=_notes(bundle, data),
     )
+
+
+def _compressed(bundle: Bundle, model: Model) -> Model:
+    """What the artifacts are conversions of: the source, or what the recipe's passes made of it."""
+    if not bundle.manifest.recipe.get("passes"):
+        return model
+    from edgekit import families
+    from edgekit.flow import COMPRESSED
+
+    return families.load(f"compressed/{bundle.path / COMPRESSED}", families.Options())
 
 
 def _fixed(recipe: Recipe) -> int | None:

@@ -6,6 +6,7 @@ packages that it needs.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 FORMS = (
-    "Write timm/NAME (an architecture or a folder), transformers/FOLDER_OR_ID, reference/NAME "
-    "(a model of ours, or a folder), a file FILE.onnx, or package.module:factory for your own code."
+    "Write timm/NAME (an architecture or a folder), transformers/FOLDER_OR_ID, diffusers/FOLDER, "
+    "reference/NAME (a model of ours, or a folder), a file FILE.onnx, or package.module:factory "
+    "for your own code."
 )
 
 
@@ -53,8 +55,8 @@ def load(source: str, options: Options) -> Model:
     """The model that ``source`` names, in evaluation mode, with its weights.
 
     Args:
-        source: ``timm/NAME``, ``transformers/FOLDER_OR_ID``, ``reference/NAME``, ``FILE.onnx`` or
-            ``package.module:factory``.
+        source: ``timm/NAME``, ``transformers/FOLDER_OR_ID``, ``diffusers/FOLDER``,
+            ``reference/NAME``, ``FILE.onnx`` or ``package.module:factory``.
 
     Raises:
         EdgekitError: unknown form, model or weights, or a checkpoint of another model.
@@ -66,18 +68,46 @@ def load(source: str, options: Options) -> Model:
             f"The checkpoint is {options.checkpoint}.",
             "Drop --checkpoint or --random-weights.",
         )
-    packages.require("families", [family])
+    _prepare(family)
     import torch
 
-    from edgekit.families import torchvision
-
-    torchvision.repair()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # what no checkpoint fills is the same in every run
         model: Model = find.find("families", family).load(name, options)
         if options.random_weights:
             _spread(model.module)
     return model
+
+
+def outline(source: str, options: Options) -> Model:
+    """The model on torch's meta device: shapes without values, and no memory for them.
+
+    Raises:
+        EdgekitError: unknown form or model, or one whose making or running looks at values.
+    """
+    family, name = _parse(source)
+    _prepare(family)
+    import torch
+
+    options = dataclasses.replace(options, checkpoint=None, random_weights=True)
+    try:
+        with torch.device("meta"):
+            model: Model = find.find("families", family).load(name, options)
+    except EdgekitError as error:
+        if isinstance(error.__cause__, NotImplementedError | RuntimeError):
+            raise EdgekitError(
+                f"{source} cannot be planned: it looks at values.", error.why, "Inspect it whole."
+            ) from error
+        raise
+    return model
+
+
+def _prepare(family: str) -> None:
+    """See that what a family needs is there, and works."""
+    packages.require("families", [family])
+    from edgekit.families import torchvision
+
+    torchvision.repair()
 
 
 def _spread(module: torch.nn.Module) -> None:

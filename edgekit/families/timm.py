@@ -43,7 +43,17 @@ def load(name: str, options: Options) -> Model:
     outputs = probe.tensors(probe.run(module, (spec,), source), source)
     many = len(outputs) > 1
     names = tuple(f"logits_{i}" for i in range(len(outputs))) if many else ("logits",)
-    return Model(module.eval(), (spec,), names, source, weights, _preprocess(config, source))
+    prepared = _preprocess(config, source)
+    streams = _streams(module)
+    return Model(module.eval(), (spec,), names, source, weights, prepared, streams=streams)
+
+
+def _streams(module: torch.nn.Module) -> tuple[tuple[str, str], ...]:
+    """Where CrossViT's branches start, which all read one image; no other model has any."""
+    if type(module).__name__ != "CrossVit":
+        return ()
+    count = len(module.get_submodule("patch_embed")._modules)
+    return tuple((f"branch{i}", f"patch_embed.{i}") for i in range(count))
 
 
 def _weighted(name: str, options: Options) -> tuple[torch.nn.Module, str]:

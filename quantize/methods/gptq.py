@@ -53,13 +53,14 @@ class Gptq:
             layer.scale[:, order],
             layer.gram[order][:, order],
             layer.dtype,
+            None if layer.zero is None else layer.zero[:, order],
         )
         levels = torch.empty_like(layer.weight)
         levels[:, order] = self._in_order(sorted_)
         return levels
 
     def _in_order(self, layer: Layer) -> torch.Tensor:
-        root = _upper_root(layer.gram)
+        root = upper_root(layer.gram)
         feedback = (root / root.diagonal()).triu(1)
         levels, error = torch.zeros_like(layer.weight), torch.zeros_like(layer.weight)
         for start in range(0, len(root), self.block):
@@ -72,7 +73,7 @@ class Gptq:
         return levels
 
 
-def _upper_root(gram: torch.Tensor) -> torch.Tensor:
+def upper_root(gram: torch.Tensor) -> torch.Tensor:
     """R, upper triangular, with R R^T = H; H's diagonal grows until there is one."""
     more = float(gram.diagonal().mean()) * 1e-6
     while True:

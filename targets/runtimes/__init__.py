@@ -81,6 +81,10 @@ class Runtime(ABC):
         shapes = [spec.shape for spec in self.inputs] + [spec.shape for spec in self.states]
         return tuple({dim.name: dim for shape in shapes for dim in _dims(shape)}.values())
 
+    def parts(self) -> dict[str, float]:
+        """Median milliseconds of each part of the calls so far, where an artifact has parts."""
+        return {}
+
     @abstractmethod
     def infer(self, inputs: Arrays) -> Arrays:
         """Outputs by name for inputs by name, batch first."""

@@ -104,7 +104,11 @@ class _TensorRT(Runtime):
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Outputs by name for inputs by name, batch first, of any sizes in the engine's ranges."""
+        sizes = {name: bounds[-1] for name, bounds in self._engine.shapes.items()}
         try:
+            # A value between two parts of a model need not have the samples first.
+            if all(n in inputs and inputs[n].shape == size for n, size in sizes.items()):
+                return self._engine.infer(inputs)
             return self._engine.infer_all(inputs)
         except Problem as problem:
             raise _error(self._artifact, problem) from problem

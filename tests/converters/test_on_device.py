@@ -182,6 +182,54 @@ def test_flags_stand_in_for_strong_types_before_tensorrt_10(tmp_path, jetson, ru
     assert json.loads((kit.path / "engine.plan").read_bytes())["flags"] == ["FP16"]
 
 
+def product(path, weight):
+    """A model that multiplies by a weight (4, 2)."""
+    values = ", ".join(map(str, np.asarray(weight).flatten()))
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]> product (float[1, 4] x) => (float[1, 2] y)'
+        f"<float[4, 2] w = {{{values}}}> {{ y = MatMul(x, w) }}"
+    )
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
+
+
+SPARSE = [[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 4.0]]
+
+
+def test_a_sparse_model_is_built_as_one(tmp_path, target, jetson, run_kit):
+    kit = on_device.convert(product(tmp_path / "m.onnx", SPARSE), tmp_path / "on_device", target)
+    assert "--sparsity=enable" in kit.details["trtexec"]
+    x = np.ones((1, 4), np.float32)
+    np.savez(kit.path / "reference.npz", **{"input/x": x, "output/y": x @ np.float32(SPARSE)})
+    done = run_kit(kit.path, "--iterations", "1", **jetson)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((kit.path / "engine.plan").read_bytes())["flags"] == ["SPARSE_WEIGHTS"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "device"),
+    [
+        ([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]], "jetson-orin-nano-super"),
+        ([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [0.0, 0.0]], "jetson-orin-nano-super"),
+        (SPARSE, "jetson-xavier-nx"),
+    ],
+    ids=["dense", "sparse along the outputs", "no sparse tensor cores"],
+)
+def test_no_other_model_is(weight, device, tmp_path):
+    source = product(tmp_path / "m.onnx", weight)
+    kit = on_device.convert(source, tmp_path / "on_device", targets.load(device))
+    facts = json.loads((kit.path / "kit.json").read_text())
+    assert "SPARSE_WEIGHTS" not in facts["flags"]
+
+
+@without_gpu
+def test_tensorrt_rtx_takes_the_flag(tmp_path, target, run_kit):
+    kit = on_device.convert(product(tmp_path / "m.onnx", SPARSE), tmp_path / "on_device", target)
+    x = np.ones((1, 4), np.float32)
+    np.savez(kit.path / "reference.npz", **{"input/x": x, "output/y": x @ np.float32(SPARSE)})
+    assert run_kit(kit.path, "--compute-capability", "8.9").returncode == 0
+
+
 def test_a_changed_model_is_refused(artifact, run_kit):
     with (artifact.path / "model.onnx").open("ab") as file:
         file.write(b"\0")

@@ -1,0 +1,1 @@
+"""What Reparameterize is made of: layers as affine maps, their sums, and norms beside layers."""

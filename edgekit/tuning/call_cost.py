@@ -1,0 +1,96 @@
+"""What a call of a model takes on a device: measured here where it can be, else predicted."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.compress import Cost
+from edgekit.errors import EdgekitError
+from edgekit.find import find
+from edgekit.targets.runtimes import runtime_for
+from edgekit.tuning.costs import BYTES
+
+if TYPE_CHECKING:
+    from edgekit.model import Model
+    from edgekit.recipe import Recipe
+    from edgekit.targets import Target
+
+
+def call_cost(recipe: Recipe, target: Target) -> Callable[[Model], Cost]:
+    """A function from a model to its latency on the target, in the recipe's precision.
+
+    Latency does not depend on values, so a quantized model is calibrated on a few random numbers
+    only; nothing of it is kept.
+    """
+    format = target.formats[-1]
+    runtime = runtime_for(target.runtime, format)
+    if runtime is None or find("runtimes", runtime).untimed():
+        return lambda model: _predicted(model, target, recipe)
+    return lambda model: _measured(model, target, recipe, format, runtime)
+
+
+def _measured(model: Model, target: Target, recipe: Recipe, format: str, runtime: str) -> Cost:
+    from edgekit.data import random_data
+    from edgekit.latency import measure
+    from edgekit.source import stacked
+    from edgekit.work import Work
+
+    changes = {"random_calibration": True, "samples": 2, "effort": "quick", "passes": ()}
+    quick = recipe.model_copy(update={**changes, "qat": None, "scales": None})
+    work = Work(quick)
+    work.original = model
+    made = work.quantize() if quick.scheme else None
+    size = 1 if recipe.batch == "dynamic" else recipe.batch
+    inputs = next(stacked(random_data(model.inputs, size, recipe.seed), size, size))
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = work.artifact(target, format, Path(folder), made)
+        with find("runtimes", runtime).open(artifact, 1) as session:
+            found = measure(
+                lambda: session.infer(inputs),
+                size,
+                recipe.warmup,
+                recipe.iterations,
+                recipe.seconds,
+            )
+    return Cost(found.p50, f"measured in {recipe.precision} on one thread of this machine")
+
+
+def _predicted(model: Model, target: Target, recipe: Recipe) -> Cost:
+    """Layers alone, each the longer of its arithmetic and of reading its weights.
+
+    Raises:
+        EdgekitError: the target does not state its peak rates.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    scheme = recipe.scheme
+    compute = target.float_dtype if scheme is None or not scheme.activation else scheme.activation
+    weight = recipe.precision if scheme is None else scheme.weight
+    peak = target.peak.get(compute) or target.peak.get("fp16")
+    if peak is None or target.bandwidth_gb_s is None:
+        raise EdgekitError(
+            f"The latency of {target.title} can be neither measured nor predicted here.",
+            f"Its peak rate in {compute} or its bandwidth is not known.",
+            "Ask for a budget of parameters or flops.",
+        )
+    inputs = {
+        spec.name: torch.zeros(spec.concrete(), dtype=getattr(torch, spec.dtype))
+        for spec in model.inputs
+    }
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.module(**inputs)
+    counts = counter.get_flop_counts()
+    root = type(model.module).__name__
+    milliseconds = 0.0
+    for path, module in model.module.named_modules():
+        if any(module.children()) or not any(True for _ in module.parameters()):
+            continue
+        work = sum(counts.get(f"{root}.{path}", {}).values()) / (peak * 1e9)
+        held = sum(parameter.numel() for parameter in module.parameters())
+        moved = held * BYTES[weight] / (target.bandwidth_gb_s * 1e6)
+        milliseconds += max(work, moved)
+    return Cost(milliseconds, f"predicted from {target.title}'s peaks and bandwidth, layers alone")
