@@ -9,6 +9,8 @@ trained after it. The error of the weights is that of all linears together, that
 the logits; both are squared, over the squares of the source's. Accuracy is of the ONNX files in
 fp32, on 360 images that nothing was trained or calibrated on, and latency of ONNX Runtime on one
 thread, a call of one image in turns with the source's file.
+
+Finished seeds are kept in the work folder: a stopped run goes on there.
 """
 
 from __future__ import annotations
@@ -164,8 +166,11 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, Any] = {"schema_version": 1, "environment": environment(), "cells": []}
     for seed in options.seeds:
-        cell = {"seed": seed, "rows": list(rows(seed, options.work.absolute()))}
-        found["cells"].append(cell)
+        kept = options.work.absolute() / "factorize" / f"vit_{seed}" / "rows.json"
+        if not kept.exists():
+            made = list(rows(seed, options.work.absolute()))
+            write_text(kept, json.dumps({"seed": seed, "rows": made}, indent=1))
+        found["cells"].append(json.loads(kept.read_text()))
         write_text(options.output, json.dumps(found, indent=1) + "\n")
     sys.stdout.write(section(found) + "\n")
     if options.markdown:

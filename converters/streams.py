@@ -3,9 +3,10 @@
 A tower with cross-attention both ways cannot run alone to its end: it waits for the other at
 each exchange. So it is cut there. Three rules place every node, and they hold for any labels:
 
-1. Stream. What starts a stream is given (an input or modules, by glob) or found (``_mutual``).
-   From there a node is of the stream of its first operand that has one and is no condition: a residual sum that
-   of what is added to, attention that of its queries, a key that of the tokens it is made of.
+1. Stream. Where a stream starts is given (an input or modules, by glob) or ``stream_labels`` finds.
+   From there a node is of the stream of its first operand that has one and is no condition: a
+   residual sum of that of what is added to, attention of its queries', a key of that of the
+   tokens it is made of.
 2. Step. A node's step is the highest of its operands', and one more where an operand is of
    another stream. So the graphs of one step never read each other and may run at the same time.
 3. The rest. What comes from no stream (text, a timestep) is of each stream that uses it, at the
@@ -18,12 +19,13 @@ several steps; ``Split.repeated`` counts the bytes that are.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from edgekit.converters.stream_labels import Whole, is_size
 from edgekit.errors import EdgekitError
 from edgekit.model import Dim, Input
 
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
 SENT = "_sent"
 #: What goes from graph to graph; every runtime takes it as an input.
 _DTYPES = ("float16", "float32", "float64", "int32", "int64")
-#: An input that may start a stream is at least (batch, tokens, features).
-_RANK = 3
 
 Place = tuple[str, int]
 
@@ -95,7 +95,7 @@ def split(graph: Graph, starts: Mapping[str, str]) -> Split:
             "Its states would have to go with their stream.",
             "Drop --split-streams, or --mode stream.",
         )
-    whole = _Whole(graph)
+    whole = Whole(graph)
     labels = whole.labels(starts) if starts else whole.found()
     places = _Places(whole, labels)
     segments = places.segments()
@@ -111,111 +111,10 @@ def split(graph: Graph, starts: Mapping[str, str]) -> Split:
     return Split(segments, graph.inputs, places.outputs(), stored - _bytes(graph))
 
 
-class _Whole:
-    """The graph that is split, only looked at."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.nodes: list[Node] = list(graph.exported.graph.nodes)
-        names = graph.exported.graph_signature.user_inputs
-        known = {node.name: node for node in self.nodes}
-        self.inputs = {known[str(n)]: i for n, i in zip(names, graph.inputs, strict=True)}
-        results: Any = graph.exported.graph.output_node().args[0]
-        self.results: dict[str, Node] = dict(zip(graph.outputs, results, strict=True))
-        #: What depends on an input, by more than its size; the rest is made of weights.
-        self.fed: set[Node] = set(self.inputs)
-        for node in self.nodes:
-            if not _is_size(node) and not self.fed.isdisjoint(node.all_input_nodes):
-                self.fed.add(node)
-
-    def labels(self, starts: Mapping[str, str]) -> dict[Node, str]:
-        """The stream of each node that has one, by rule 1.
-
-        Raises:
-            EdgekitError: a glob matches neither an input nor a module.
-        """
-        labels: dict[Node, str] = {}
-        free = set(self.inputs)  # sizes that any segment knows without another's values
-        matched = set()
-        for node in self.nodes:
-            own = self._started(node, starts)
-            if own is not None:
-                matched.add(own)
-            elif node.op == "call_function":
-                if _is_size(node) and free.issuperset(node.all_input_nodes):
-                    free.add(node)
-                    continue
-                operands = sorted(node.all_input_nodes, key=_is_condition)
-                own = next((labels[p] for p in operands if p in labels), None)
-            if own is not None:
-                labels[node] = own
-        for name in starts:
-            if name not in matched:
-                raise self._unmatched(name, starts[name])
-        return labels
-
-    def found(self) -> dict[Node, str]:
-        """The labels of the inputs' streams that read each other.
-
-        Raises:
-            EdgekitError: no two do.
-        """
-        able = [
-            s.name for s in self.inputs.values() if len(s.shape) >= _RANK and "float" in s.dtype
-        ]
-        labels = self.labels({name: name for name in able})
-        mutual, reads = _mutual(labels)
-        if not mutual:
-            told = "; ".join(f"{a} reads {b}" for a, b in sorted(reads)) or "none reads another"
-            raise EdgekitError(
-                "There are no two streams that read each other.",
-                f"Looked at were the inputs {', '.join(able) or '(none has tokens)'}: {told}.",
-                "Say where the streams start, by an input or by modules: "
-                "--stream-start NAME=GLOB, twice; or drop --split-streams.",
-            )
-        return self.labels({name: name for name in able if name in mutual})
-
-    def _started(self, node: Node, starts: Mapping[str, str]) -> str | None:
-        """The stream that starts here."""
-        from edgekit.edit import module_path
-
-        if node in self.inputs:
-            names = [self.inputs[node].name]
-        elif node.op == "call_function" and node in self.fed:
-            path = module_path(node).split(".")
-            names = [".".join(path[: end + 1]) for end in range(len(path))]
-        else:
-            return None
-        fits = (s for s, glob in starts.items() if any(fnmatchcase(n, glob) for n in names))
-        return next(fits, None)
-
-    def _unmatched(self, name: str, glob: str) -> EdgekitError:
-        from edgekit.edit import module_path
-
-        paths = {module_path(node) for node in self.nodes if node.op == "call_function"} - {""}
-        inputs = ", ".join(spec.name for spec in self.inputs.values())
-        return EdgekitError(
-            f"The stream {name} starts nowhere: {glob!r} matches nothing.",
-            f"The inputs are {inputs}; modules are, for example, {', '.join(sorted(paths)[:8])}.",
-            "Correct --stream-start.",
-        )
-
-
-def _mutual(labels: Mapping[Node, str]) -> tuple[set[str], set[tuple[str, str]]]:
-    """The streams that read each other, and all pairs (reader, read)."""
-    reads = {
-        (labels[node], labels[operand])
-        for node in labels
-        for operand in node.all_input_nodes
-        if labels.get(operand, labels[node]) != labels[node]
-    }
-    return {reader for reader, read in reads if (read, reader) in reads}, reads
-
-
 class _Places:
     """Where each value is computed, and the segments that follow from it."""
 
-    def __init__(self, whole: _Whole, labels: Mapping[Node, str]) -> None:
+    def __init__(self, whole: Whole, labels: Mapping[Node, str]) -> None:
         self._whole = whole
         steps = _steps(whole.nodes, labels)
         #: Node -> stream -> the step at which this stream computes it.
@@ -242,22 +141,22 @@ class _Places:
         gives: dict[Place, set[Node]] = defaultdict(set)
         for node in self._whole.results.values():
             if node in self._homes:
-                gives[self._source(node, "")].add(node)
+                gives[self._source(node, ("", 0))].add(node)
         takes: dict[Place, set[Node]] = {}
         # What a segment takes comes from earlier steps, so each is complete when its turn comes.
         while waiting := gives.keys() - takes.keys():
             place = max(waiting, key=lambda place: place[1])
             takes[place] = self._taken(place, gives[place])
             for node in takes[place]:
-                gives[self._source(node, place[0])].add(node)
+                gives[self._source(node, place)].add(node)
         streams = list(dict.fromkeys(stream for homes in self._homes.values() for stream in homes))
         order = sorted(takes, key=lambda place: (place[1], streams.index(place[0])))
         return self._cut(order, takes, gives)
 
-    def _source(self, node: Node, stream: str) -> Place:
-        """Where a stream has a value from: its own segment, if one computes it."""
-        homes = self._homes[node]
-        if stream in homes:
+    def _source(self, node: Node, reader: Place) -> Place:
+        """The earlier segment that a reader has a value from: of its own stream, if one has it."""
+        homes, (stream, step) = self._homes[node], reader
+        if homes.get(stream, step) < step:
             return stream, homes[stream]
         return min(homes.items(), key=lambda home: home[1])
 
@@ -285,7 +184,8 @@ class _Places:
         for place in order:
             stream, step = place
             graph = self._graph(takes[place], gives[place])
-            segments.append(Segment(f"{stream}_{counts[stream]}", stream, numbers[step], graph))
+            name = f"{re.sub(r'[^a-zA-Z0-9]', '_', stream)}_{counts[stream]}"
+            segments.append(Segment(name, stream, numbers[step], graph))
             counts[stream] += 1
         return tuple(segments)
 
@@ -317,20 +217,6 @@ def _steps(nodes: Iterable[Node], labels: Mapping[Node, str]) -> dict[Node, int]
             )
             steps[node] = max(after, default=0)
     return steps
-
-
-def _is_size(node: Node) -> bool:
-    """Whether a node is a number that depends on the inputs' shapes."""
-    return (
-        node.op == "call_function"
-        and not hasattr(node.meta.get("val"), "dtype")
-        and not (isinstance(node.meta.get("val"), tuple | list))
-    )
-
-
-def _is_condition(node: Node) -> bool:
-    """Whether a value only chooses between others, as the first operand of a ``where`` does."""
-    return str(getattr(node.meta.get("val"), "dtype", "")) == "torch.bool"
 
 
 def _is_sent(node: Node) -> bool:
@@ -376,7 +262,7 @@ def _dim(expression: Any, sizes: Mapping[Any, Dim]) -> int | Dim:
 def _read_sizes_inside(editor: Editor) -> None:
     """Take sizes from inputs that are read anyway, not from one that only has the same size."""
     inputs = [n for n in editor.fx.find_nodes(op="placeholder") if editor.tensor(n) is None]
-    read = [n for n in inputs if not all(_is_size(user) for user in n.users)]
+    read = [n for n in inputs if not all(is_size(user) for user in n.users)]
     known = {
         size.node.expr: (node, axis)
         for node in read

@@ -103,7 +103,7 @@ def compress(
         )
     keep = kept_beside(out)
     made = run(source, keep)
-    if _first():
+    if first():
         with files.atomic(out) as room:
             save(source, made, room, request)
         shutil.rmtree(keep, ignore_errors=True)
@@ -173,7 +173,7 @@ class _Run:
         model = apply(step, before.model, self._context(name, key))
         seconds = time.perf_counter() - start
         made = Compressed(model, (*before.stages, self._stage(describe(step), model, seconds)))
-        if room is not None and _first():
+        if room is not None and first():
             with files.atomic(room) as unfinished:
                 save(self.source, made, unfinished, key)
         return made
@@ -233,6 +233,13 @@ def _check(recipe: Recipe) -> None:
             "Passes change PyTorch modules; an ONNX file has none.",
             "Give the checkpoint that it was exported from.",
         )
+    timed = [step for step in recipe.steps if getattr(step, "latency", None) is not None]
+    if timed and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise EdgekitError(
+            f"{describe(timed[0])} cannot run in several processes.",
+            "Each would measure other latencies, and so make another model.",
+            "Run it alone first, then distil its result under torchrun.",
+        )
     if recipe.mode == "stream":
         raise EdgekitError(
             f"{recipe.model} cannot be compressed as a stream.",
@@ -270,6 +277,6 @@ def _origin(source: Source) -> tuple[torch.nn.Module, dict[str, Any]]:
     return original, made_from
 
 
-def _first() -> bool:
+def first() -> bool:
     """Whether this process writes: the first of those that torchrun started, or the only one."""
     return os.environ.get("RANK", "0") == "0"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgekit.compress import Pass, entry_of, parse
+from edgekit.compress import Pass, entry_of, options_of, parse
 from edgekit.errors import EdgekitError
 from edgekit.families import is_onnx
 from edgekit.find import unknown
@@ -24,6 +24,8 @@ from edgekit.quantize.schemes import (
 from edgekit.targets import Target, load
 
 Mode = Literal["whole", "stream"]
+#: Of quantization-aware training, if it is not given: a model that is right already moves little.
+QAT_RATE = 1e-4
 _PATHS = ("checkpoint", "training", "calibration", "evaluation", "scales")
 
 
@@ -212,5 +214,6 @@ def _passes(fields: dict[str, Any]) -> dict[str, Any]:
     if fields.get("qat") is not None:
         options = fields["qat"]
         entry = f"distill:{options}" if isinstance(options, str) else {"distill": options}
-        found["qat"] = entry_of(parse(entry))["distill"]
+        made = parse({"distill": {"rate": QAT_RATE} | options_of(entry)[1]})
+        found["qat"] = entry_of(made)["distill"] | {"rate": getattr(made, "rate", None)}
     return found

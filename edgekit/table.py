@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def stages_table(title: str, stages: list[dict[str, Any]]) -> Table:
     for stage in stages:
         top1 = stage["top1"]
         table.add_row(
-            stage["name"],
+            escape(stage["name"]),
             _share(stage["parameters"], first["parameters"]),
             _share(stage["operations"], first["operations"]),
             "" if top1 is None else f"{top1:.2%}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,8 +130,8 @@ class Session:
 def test_two_artifacts_take_turns(clock, monkeypatch):
     turning = clock(0.0)
     paces = {"quick": itertools.repeat(0.002), "slow": itertools.cycle([0.001, *[0.004] * 3])}
-    opened = SimpleNamespace(open=lambda path, threads: Session(turning, paces[path]))
-    monkeypatch.setattr(latency, "find", lambda room, name: opened)
+    opened = lambda runtime, path, threads: Session(turning, paces[path])  # noqa: E731
+    monkeypatch.setattr(latency, "load", opened)
     found = latency.paired("quick", "slow", "any", Settings({}, 0, 100, 1e9), threads=1)
     assert (found.ratio, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
     assert (found.first_ms, found.second_ms) == pytest.approx((2, 4))

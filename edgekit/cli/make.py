@@ -171,6 +171,8 @@ def compress(
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command goes on where this one stopped.", err=True)
         raise typer.Exit(130) from None
+    if not compression.first():
+        return
     if as_json:
         show.dump([asdict(stage) for stage in stages])
         return

@@ -145,7 +145,7 @@ def parse(entry: str | Mapping[str, Any]) -> Pass:
     Raises:
         EdgekitError: unknown pass or option (the nearest are named), or a value of another kind.
     """
-    name, options = _entry(entry)
+    name, options = options_of(entry)
     from pydantic import TypeAdapter, ValidationError
 
     from edgekit.find import find, unknown
@@ -168,8 +168,12 @@ def parse(entry: str | Mapping[str, Any]) -> Pass:
     return made
 
 
-def _entry(entry: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(name, options)"""
+def options_of(entry: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A pass's name and options as they were given, unchecked.
+
+    Raises:
+        EdgekitError: it has neither of the forms that ``parse`` takes.
+    """
     if isinstance(entry, str):
         name, _, rest = entry.partition(":")
         return name.strip(), dict(_options(rest))

@@ -29,8 +29,9 @@ class DropLayers:
         keep: places of the blocks to keep, from 0, in one stack.
         stack: glob of the paths of the stacks that blocks are dropped from (``*layers``).
         average: let a kept block start as the mean of itself and the dropped blocks that are
-            nearest to it and of its shapes. It is a start for distillation: without training,
-            a model is usually better off with its blocks as they are.
+            nearest to it and of its shapes, as the paper does before distillation. In small
+            models kept blocks do better as they are, before distillation and after it
+            (benchmarks/amber.py); neighbours in a stack of 60 are more alike.
         remeasure: drop one block at a time, and measure the rest anew after each; else measure
             once.
         timesteps: for a model with a timestep, ``levels`` lets every level of noise count the
@@ -43,7 +44,7 @@ class DropLayers:
     ratio: float | None = None
     keep: tuple[int, ...] | None = None
     stack: str = "*"
-    average: bool = True
+    average: bool = False
     remeasure: bool = True
     timesteps: Literal["levels", "samples"] = "levels"
     samples: int = 64

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from edgekit.compress import Context
     from edgekit.model import Model
 
+REQUIRES = {"ot": "pot", "timm": "timm"}
+
 
 @dataclass(frozen=True)
 class Fuse:
@@ -62,6 +64,9 @@ class Fuse:
 
     def requires(self, model: Model, context: Context) -> None:
         """Raise unless the model can be fused and there is data."""
+        from edgekit import packages
+
+        packages.require("passes", ["fuse"])
         from edgekit.compress.fusion import vit
 
         vit.check(model.module, model.source)
@@ -78,7 +83,8 @@ class Fuse:
         from edgekit.progress import say
 
         other, made = self._other(model), structure.copied(model)
-        data = context.samples("comparing activations").take(self.samples, context.seed)
+        data = context.samples("comparing activations")
+        data = data.take(min(self.samples, len(data)), context.seed)
         for module in (other.module, made.module):
             vit.normalise(module.eval())
         sites = vit.sites(other.module), vit.sites(made.module)

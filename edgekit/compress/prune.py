@@ -1,4 +1,4 @@
-"""prune: heads, hidden channels, inner channels and states are taken out, and layers get smaller."""
+"""prune: heads, channels and states that matter least are taken out, and layers get smaller."""
 
 from __future__ import annotations
 

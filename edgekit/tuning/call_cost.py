@@ -39,6 +39,7 @@ def _measured(model: Model, target: Target, recipe: Recipe, format: str, runtime
     from edgekit.work import Work
 
     changes = {"random_calibration": True, "samples": 2, "effort": "quick", "passes": ()}
+    changes["split_streams"] = False
     quick = recipe.model_copy(update={**changes, "qat": None, "scales": None})
     work = Work(quick)
     work.original = model

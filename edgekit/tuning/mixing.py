@@ -59,8 +59,11 @@ def search(recipe: Recipe, goal: Goal, out: Path) -> Found:
     if not recipe.targets:
         recipe = recipe.model_copy(update={"targets": ("cpu",)})
     target = only_target(recipe)
+    # A layer takes as long in a part as in the whole, and only a whole is profiled.
+    whole = recipe.model_copy(update={"split_streams": False})
     with tempfile.TemporaryDirectory() as folder:
-        found, failure, chosen = _Search(Work(recipe), target, goal, Path(folder)).run()
+        found, failure, chosen = _Search(Work(whole), target, goal, Path(folder)).run()
+    chosen = chosen.model_copy(update={"split_streams": recipe.split_streams})
     files.make_folder(out)
     files.write_text(out / "search.json", json.dumps(asdict(found), indent=1))
     files.write_text(out / "pareto.svg", picture(found))

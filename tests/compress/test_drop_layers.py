@@ -93,7 +93,7 @@ def saved_and_loaded(fresh, original, made):
 @pytest.mark.parametrize("remeasure", [True, False])
 @pytest.mark.parametrize("amount", [{"count": 2}, {"ratio": 0.34}])
 def test_blocks_that_do_nothing_go_first(amount, remeasure, vit, context):
-    step = DropLayers(**amount, remeasure=remeasure, average=False, samples=8)
+    step = DropLayers(**amount, remeasure=remeasure, samples=8)
     made = apply(step, vit, context)
     assert gone(made, "blocks") == [1, 4]
     assert same(vit, made)
@@ -133,7 +133,7 @@ class Named(nn.Module):
 
 
 def picked(model, data, **options):
-    made = apply(DropLayers(count=2, average=False, **options), model, Context(data=data))
+    made = apply(DropLayers(count=2, **options), model, Context(data=data))
     return gone(made, "blocks")
 
 
@@ -180,7 +180,7 @@ def test_every_level_of_noise_counts_the_same(denoiser):
     """The first block matters at early timesteps, the second half as much at late ones."""
     data = open_data(noisy(1, 19), denoiser.inputs, None)
     for timesteps, expected in (("levels", [1]), ("samples", [0])):
-        step = DropLayers(count=1, timesteps=timesteps, average=False)
+        step = DropLayers(count=1, timesteps=timesteps)
         assert gone(apply(step, denoiser, Context(data=data)), "blocks") == expected
 
 
@@ -200,7 +200,7 @@ def test_a_stopped_measurement_goes_on(denoiser, tmp_path):
 
 
 def test_a_kept_block_starts_as_the_mean_of_what_it_stands_for(vit):
-    made = apply(DropLayers(keep=(0, 2, 5)), vit, Context())
+    made = apply(DropLayers(keep=(0, 2, 5), average=True), vit, Context())
     before = [block.mlp.fc1.weight for block in vit.module.blocks]
     after = [made.module.blocks[place].mlp.fc1.weight for place in (0, 2, 5)]
     # 1 is as near to 0 as to 2, and the earlier one stands for it.
@@ -210,7 +210,7 @@ def test_a_kept_block_starts_as_the_mean_of_what_it_stands_for(vit):
 
 
 def test_without_averaging_kept_blocks_are_as_they_were(vit):
-    made = apply(DropLayers(keep=(0, 2, 5), average=False), vit, Context())
+    made = apply(DropLayers(keep=(0, 2, 5)), vit, Context())
     for place in (0, 2, 5):
         kept = made.module.blocks[place].state_dict()
         for name, value in vit.module.blocks[place].state_dict().items():
@@ -220,7 +220,7 @@ def test_without_averaging_kept_blocks_are_as_they_were(vit):
 def test_only_blocks_of_one_kind_are_averaged(tmp_path):
     """Jamba's second layer is attention: it stands for no other."""
     model = families.load(f"transformers/{tiny.save('jamba', tmp_path)}", Options())
-    made = apply(DropLayers(keep=(1, 2)), model, Context())
+    made = apply(DropLayers(keep=(1, 2), average=True), model, Context())
     layers, kept = model.module.model.model.layers, made.module.model.model.layers
     assert gone(made, "model.model.layers") == [0]
     for name, value in layers[1].state_dict().items():
@@ -231,15 +231,15 @@ def test_only_blocks_of_one_kind_are_averaged(tmp_path):
 
 
 def test_the_result_is_saved_and_loaded(vit, context, digits_model):
-    made = apply(DropLayers(count=3, samples=8), vit, context)
+    made = apply(DropLayers(count=3, samples=8, average=True), vit, context)
     assert same(made, saved_and_loaded(digits_vit(digits_model), vit, made))
 
 
 def test_dropping_twice_is_dropping_once(vit, context, digits_model):
-    first = apply(DropLayers(keep=(0, 2, 3, 5), average=False), vit, context)
-    second = apply(DropLayers(keep=(0, 3), average=False), first, context)
+    first = apply(DropLayers(keep=(0, 2, 3, 5)), vit, context)
+    second = apply(DropLayers(keep=(0, 3)), first, context)
     assert gone(second, "blocks") == [1, 2, 4, 5]
-    once = apply(DropLayers(keep=(0, 3), average=False), vit, context)
+    once = apply(DropLayers(keep=(0, 3)), vit, context)
     assert same(once, second)
     assert same(second, saved_and_loaded(digits_vit(digits_model), vit, second))
 
@@ -264,7 +264,7 @@ def test_a_language_model_runs_and_exports(name, length, tmp_path):
 def test_a_layers_mask_stays_with_it(tmp_path):
     """Without Jamba's first layer, the second still gets the mask of attention, by its place."""
     model = families.load(f"transformers/{tiny.save('jamba', tmp_path)}", Options())
-    made = apply(DropLayers(keep=(1, 2), average=False), model, Context())
+    made = apply(DropLayers(keep=(1, 2)), model, Context())
     own = model.module.model.model
     with torch.no_grad():
         tokens = torch.randint(2, 60, (1, 128), generator=torch.Generator().manual_seed(0))
@@ -291,7 +291,7 @@ def test_both_streams_pass_where_a_dual_block_was(name, paths, tmp_path):
     model = families.load(f"diffusers/{folder}", options)
     found = stacks.chosen(model, "*")
     assert [stack.path for stack in found] == paths
-    made = apply(DropLayers(keep=(1,), stack=paths[0], average=False), model, Context())
+    made = apply(DropLayers(keep=(1,), stack=paths[0]), model, Context())
     assert gone(made, paths[0]) == [0]
     assert same(made, saved_and_loaded(families.load(f"diffusers/{folder}", options), model, made))
     assert not same(model, made)
@@ -391,4 +391,4 @@ def test_a_stream_is_refused(tmp_path):
 
 
 def test_it_is_read_from_a_flag():
-    assert parse("drop_layers:keep=[0,2],average=false") == DropLayers(keep=(0, 2), average=False)
+    assert parse("drop_layers:keep=[0,2],average=true") == DropLayers(keep=(0, 2), average=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_low_rank_knows_what_enters():
     plain = low_rank.fit(layer, damped(None, 32)).made(8).dense()
     own = low_rank.fit(layer, gram).made(8).dense()
     assert relative_error(layer.weight, own, gram) < 0.2 * relative_error(layer.weight, plain, gram)
-    assert float((layer.weight - plain).norm()) < float((layer.weight - own).norm())
+    assert (layer.weight - plain).norm() < (layer.weight - own).norm()
 
 
 @pytest.mark.parametrize("atoms", [2, 3, 16, 48, 256])
@@ -97,7 +98,9 @@ def test_codes_are_an_operator_that_learns():
     expected = torch.zeros(6, 5, dtype=torch.float64).scatter(1, places, values.detach())
     assert torch.equal(sparse_codes(values, packed, 5).detach(), expected)
     assert torch.autograd.gradcheck(lambda v: sparse_codes(v, packed, 5), values)
-    torch.library.opcheck(torch.ops.edgekit.sparse_codes.default, (values, packed, 5))
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    operator = torch.ops.edgekit.sparse_codes.default
+    torch.library.opcheck(operator, (values, packed, 5), test_utils=tests)
 
 
 def test_a_dictionary_computes_what_it_stands_for():
@@ -139,7 +142,7 @@ def test_bytes_go_where_they_save_most():
     hard = [Choice(1, 10, 0.9), Choice(2, 20, 0.88), Choice(0, 40, 0.0)]
     sizes = {budget: allot({"a": easy, "b": hard}, budget) for budget in (20, 30, 50, 60, 70)}
     taken = {b: (found["a"].size, found["b"].size) for b, found in sizes.items()}
-    assert taken == {20: (1, 1), 30: (2, 1), 50: (2, 0), 60: (2, 0), 70: (3, 0)} | {50: taken[50]}
+    assert taken == {20: (1, 1), 30: (2, 1), 50: (3, 1), 60: (2, 0), 70: (3, 0)}
     for budget, found in sizes.items():
         assert sum(choice.bytes for choice in found.values()) <= budget
 
@@ -178,8 +181,14 @@ def test_it_is_saved_and_loaded(method, model, made, digits_model):
         assert not torch.equal(after(x), model.module(x))
 
 
-@pytest.mark.parametrize("method", ["svd", "dictionary"])
-@pytest.mark.parametrize(("precision", "target"), [("fp32", "cpu"), ("fp16", "rtx-4090")])
+@pytest.mark.parametrize(
+    ("method", "precision", "target"),
+    [
+        ("svd", "fp32", "cpu"),
+        ("dictionary", "fp32", "cpu"),
+        ("dictionary", "fp16", "jetson-orin-nano-super"),
+    ],
+)
 def test_onnx_files_are_smaller_and_equal(
     method, precision, target, made, digits_model, digits_folder, tmp_path
 ):
@@ -187,9 +196,11 @@ def test_onnx_files_are_smaller_and_equal(
     work = Work(Recipe.check({**fields, "precision": precision}, "test"))
     work.original = made[method]
     path = work.artifact(targets.load(target), "onnx", tmp_path, None)
-    stored = layers.stored_bytes(made[method].module) / (2 if precision == "fp16" else 1)
-    # 12 kB a layer: the graph and its names; a file that holds codes as a matrix is larger.
-    assert path.stat().st_size < 1.2 * stored + 120_000
+    file = onnx.load(path)
+    held = sum(onnx.numpy_helper.to_array(each).nbytes for each in file.graph.initializer)
+    # Half precision halves values, but no places; normalisations stay in single.
+    stored = layers.stored_bytes(made[method].module) * (0.7 if precision == "fp16" else 1)
+    assert held < 1.02 * stored
     x = np.random.default_rng(0).standard_normal((1, 1, 32, 32)).astype(np.float32)
     (actual,) = onnxruntime.InferenceSession(str(path)).run(None, {"x": x})
     with torch.no_grad():

@@ -76,7 +76,7 @@ def near(first, second, limit=1e-9):
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
-@pytest.mark.parametrize("arguments", [{}, {"init_values": 0.5}, {"qkv_bias": False}])
+@pytest.mark.parametrize("arguments", [{}, {"qkv_bias": False, "init_values": 0.5}])
 def test_all_of_one_parent_is_that_parent(name, arguments, tmp_path):
     """In float64: neither the common form nor carrying units over changes what a model does."""
     one, two = (double(made(seed, name, **arguments)) for seed in (0, 1))
@@ -125,8 +125,10 @@ def test_a_shuffled_twin_is_recognised(basis, tmp_path):
     assert (scores(plain) - scores(model)).abs().max() > 0.1 * scores(model).abs().max()
 
 
-@pytest.mark.parametrize("basis", ["rotation", "units"])
-@pytest.mark.parametrize("solver", ["exact", "sinkhorn"])
+@pytest.mark.parametrize(
+    ("basis", "solver"),
+    [("rotation", "exact"), ("units", "exact"), ("units", "sinkhorn")],
+)
 @pytest.mark.parametrize(
     "wider", [{"embed_dim": 48, "num_heads": 6}, {"embed_dim": 48}, {"mlp_ratio": 6}]
 )
@@ -185,7 +187,7 @@ def trained(seed, digits):
     x, y = digits
     module = timm.create_model("vit_tiny_patch16_224", **SMALL, weight_init="")
     optimiser = torch.optim.AdamW(module.parameters(), lr=3e-3)
-    for _ in range(250):
+    for _ in range(150):
         chosen = torch.randint(0, 1400, (64,))
         loss = F.cross_entropy(module(x[chosen]), y[chosen])
         optimiser.zero_grad()

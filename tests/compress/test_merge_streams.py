@@ -137,7 +137,7 @@ def test_the_first_blocks_stay_and_the_text_branch_of_the_others_is_gone(name, t
 def test_the_result_is_saved_and_loaded(name, tmp_path):
     """Also where a block was dropped before, and the layers of others averaged."""
     model = load(name, tmp_path, num_layers=4)
-    dropped = DropLayers(keep=(0, 2, 3), stack="*.transformer_blocks")
+    dropped = DropLayers(keep=(0, 2, 3), average=True, stack="*.transformer_blocks")
     made = apply(MergeStreams(keep=1), apply(dropped, model, Context()), Context())
     described = json.loads(json.dumps(structure.describe(model.module, made.module)))
     fresh = load(name, tmp_path, num_layers=4)
@@ -172,7 +172,7 @@ def test_qwen_image_at_full_size_has_the_papers_parameters():
     sizes = qwen_image.sizes(own.config)
     inputs = qwen_image.inputs(own.config, sizes)
     model = Model(qwen_image.Call(own, sizes), inputs, qwen_image.OUTPUTS, "qwen-image")
-    half = apply(DropLayers(keep=tuple(range(0, 60, 2))), model, Context())
+    half = apply(DropLayers(keep=tuple(range(0, 60, 2)), average=True), model, Context())
     merged = apply(MergeStreams(keep=5), half, Context())
     billions = [measure.parameters(each.module) / 1e9 for each in (model, half, merged)]
     assert billions == pytest.approx([20.4, 10.2, 6.0], abs=0.05)

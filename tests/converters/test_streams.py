@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from edgekit import families
+from edgekit import families, targets
 from edgekit.converters.streams import Split, split
 from edgekit.errors import EdgekitError
 from edgekit.families import Options
-from edgekit.model import Dim, Input, Model
-from edgekit.work import export
+from edgekit.model import Dim, Graph, Input, Model
+from edgekit.recipe import Recipe
+from edgekit.work import Work, export
 
 TOWERS = {"tokens": [12, 6], "features": [8, 4], "widths": [16, 8], "heads": 2, "depth": 3}
 BRANCHES = {
-    "img_size": 48, "img_scale": [1.0, 1.0], "patch_size": [12, 16], "embed_dim": [16, 32], "num_heads": [2, 2],
-    "depth": [[1, 2, 0], [1, 2, 0]], "num_classes": 5,
+    "img_size": 48, "img_scale": [1.0, 1.0], "patch_size": [12, 16], "embed_dim": [16, 32],
+    "num_heads": [2, 2], "depth": [[1, 2, 0], [1, 2, 0]], "num_classes": 5,
 }  # fmt: skip
 
 
@@ -50,8 +52,10 @@ def run(made: Split, inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: values[value] for name, value in made.outputs.items()}
 
 
-def check(model: Model, starts: dict[str, str], batch: int = 1) -> Split:
-    graph = export(model)
+def check(
+    model: Model, starts: dict[str, str], batch: int = 1, graph: Graph | None = None
+) -> Split:
+    graph = graph or export(model)
     made = split(graph, starts)
     inputs = samples(model, batch)
     whole, parts = graph.run(inputs), run(made, inputs)
@@ -68,6 +72,18 @@ def test_towers_are_cut_at_each_exchange():
         (f"{stream}_{step}", step) for step in range(4) for stream in ("video", "audio")
     ]
     assert made.repeated == 0
+
+
+@pytest.mark.parametrize(("precision", "target"), [("int8", "cpu"), ("fp16", "rtx-4090")])
+def test_as_lowered_for_a_target(precision, target):
+    fields = {"model": "reference/two_tower", "arguments": {**TOWERS, "depth": 1}, "samples": 4}
+    random_ones = {"random_weights": True, "random_calibration": True}
+    work = Work(Recipe.check({**fields, **random_ones, "precision": precision}, "test"))
+    graph = work.lower(targets.load(target), work.quantize() if work.recipe.scheme else None)
+    made = check(work.model, {}, graph=graph)
+    assert len(made.segments) == 4
+    sent = {i.dtype for s in made.segments if s.step for i in s.graph.inputs}
+    assert sent == {"float32" if precision == "int8" else "float16"}
 
 
 def test_segments_of_one_step_take_nothing_from_each_other():
@@ -100,15 +116,15 @@ def test_branches_that_start_in_modules():
 
 def test_ltx2(tmp_path: Path):
     pytest.importorskip("diffusers")
-    import json
-
     from small import CLIP, LTX2
 
     (tmp_path / "config.json").write_text(json.dumps(LTX2))
     model = random(f"diffusers/{tmp_path}", **CLIP)
     made = check(model, dict(model.streams))
     assert [s.name for s in made.segments] == [
-        f"{stream}_{step}" for step in range(LTX2["num_layers"] + 1) for stream in ("video", "audio")
+        f"{stream}_{step}"
+        for step in range(LTX2["num_layers"] + 1)
+        for stream in ("video", "audio")
     ]
     assert made.repeated < 0.01 * sum(p.nbytes for p in model.module.parameters())
 
@@ -154,6 +170,19 @@ def test_what_cannot_be_sent_is_computed_again():
         left, _ = torch.split(y, 2, -1)
         x = torch.where(high.any(1, keepdim=True), x, -x) + left.repeat(1, 2, 2) * y.mean()
         return x, y + attend(y, x)
+
+    check(net(meet), {})
+
+
+def test_what_is_computed_again_finds_what_it_needs():
+    """``later`` is y's own at its last step only; x's mask, needed before, is made of it too."""
+
+    def meet(x, y, scale):
+        later = scale.exp()
+        x = x + attend(x, y)
+        y = torch.where((x > later).any(1, keepdim=True), y, -y)
+        x = x + attend(x, y)
+        return x, (y + attend(y, x)) * later
 
     check(net(meet), {})
 

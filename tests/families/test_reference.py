@@ -296,6 +296,38 @@ def test_a_saved_model_loads_as_it_was(tmp_path: Path, name: str):
         assert torch.equal(other.module(x), module(x))
 
 
+def test_two_towers_are_what_their_equations_say():
+    torch.manual_seed(0)
+    sizes = {"tokens": [6, 4], "features": [4, 2], "widths": [16, 8], "heads": 2, "depth": 2}
+    module = reference.make("two_tower", sizes).module.double()
+    video, audio = double(2, 6, 4), double(2, 4, 2)
+
+    def attention(layer, x, read):
+        def heads(tokens):
+            return torch.stack(tokens.chunk(2, -1), 1)
+
+        k, v = layer.key_value(read).chunk(2, -1)
+        q, k, v = heads(layer.query(x)), heads(k), heads(v)
+        scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / q.shape[-1] ** 0.5
+        y = torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), v)
+        return layer.out(torch.cat(y.unbind(1), -1))
+
+    x, y = (enter(t) + p for enter, t, p in zip(
+        module.enter, (video, audio), module.position, strict=True))  # fmt: skip
+    for block in module.blocks:
+        halves = (block.video, block.audio)
+        x, y = (t + attention(half.inner, half.norms[0](t), half.norms[0](t))
+                for half, t in zip(halves, (x, y), strict=True))  # fmt: skip
+        n, m = block.video.norms[1](x), block.audio.norms[1](y)
+        x, y = x + attention(block.video.cross, n, m), y + attention(block.audio.cross, m, n)
+        x, y = (t + half.mlp(half.norms[2](t)) for half, t in zip(halves, (x, y), strict=True))
+    found = module(video, audio)
+    for given, expected in zip(found, (module.leave[0](x), module.leave[1](y)), strict=True):
+        torch.testing.assert_close(given, expected, rtol=0, atol=1e-12)
+    sum(each.square().sum() for each in found).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
+
+
 def test_image_models_say_how_an_image_is_made_their_input():
     for name in ("vision_mamba", "vim2"):
         prepare = small(name).preprocess
@@ -314,6 +346,7 @@ def test_image_models_say_how_an_image_is_made_their_input():
         ("vim2", {"widths": [8]}, ["1 widths and 4 depths"]),
         ("vision_mamba", {"patch": [5, 16]}, ["(5, 16) do not fill", "(224, 224)"]),
         ("vision_mamba", {"pool": "max"}, ["'max'", "middle", "mean"]),
+        ("two_tower", {"widths": [16, 10]}, ["audio", "10", "4 heads"]),
     ],
 )
 def test_bad_arguments_are_named(name: str, arguments: dict[str, Any], words: list[str]):

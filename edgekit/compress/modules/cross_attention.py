@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -19,6 +18,11 @@ class CrossAttention(nn.Module):
 
     ``wq``, ``wk``, ``wv`` and ``proj`` are put in by the pass.
     """
+
+    wq: nn.Module
+    wk: nn.Module
+    wv: nn.Module
+    proj: nn.Module
 
     def __init__(self, num_heads: int, head_dim: int) -> None:
         super().__init__()
@@ -44,17 +48,17 @@ def make(num_heads: int, head_dim: int) -> nn.Module:
     return CrossAttention(num_heads, head_dim)
 
 
-def take_over(module: nn.Module) -> nn.Module:
+def take_over(module: Any) -> nn.Module:
     """Ours in the place of timm's, with its layers."""
-    made = CrossAttention(module.num_heads, module.wq.out_features // module.num_heads)  # type: ignore[arg-type, union-attr, operator]
+    made = CrossAttention(module.num_heads, module.wq.out_features // module.num_heads)
     for name in ("wq", "wk", "wv", "proj"):
         made._modules[name] = module._modules[name]
     return made.train(module.training)
 
 
-def fits(module: nn.Module) -> bool:
-    """Whether a module is timm's, with the scale of its heads."""
+def fits(module: Any) -> bool:
+    """Whether a module is timm's, with the usual scale."""
     if type(module).__module__ != "timm.models.crossvit" or not hasattr(module, "wq"):
         return False
-    each = module.wq.out_features // module.num_heads  # type: ignore[union-attr, operator]
-    return bool(torch.isclose(torch.tensor(float(module.scale)), torch.tensor(each**-0.5)))  # type: ignore[arg-type]
+    each = module.wq.out_features // module.num_heads
+    return bool(abs(module.scale * each**0.5 - 1) < 1e-6)

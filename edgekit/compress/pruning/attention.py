@@ -7,7 +7,8 @@ both streams' projections carry.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 
 import torch
 from torch import nn
@@ -46,14 +47,13 @@ PER_CHANNEL = ("q_bias", "k_bias", "v_bias")
 
 def find(path: str, module: nn.Module) -> Block | None:
     """The heads of a module that is attention of a known form."""
-    for names in FUSED:
-        layers = _layers(module, names)
-        if layers:
-            return _fused(path, module, *layers)
-    for names in APART:
-        layers = _layers(module, names)
-        if layers:
-            return _apart(path, module, *layers)
+    forms: Iterator[tuple[tuple[str, ...], Callable[..., Block | None]]] = chain(
+        ((names, _fused) for names in FUSED), ((names, _apart) for names in APART)
+    )
+    for names, found in forms:
+        layers = [_layer(module, name) for name in names]
+        if None not in layers:
+            return found(path, module, *layers)
     return None
 
 
@@ -159,11 +159,6 @@ def _heads(module: nn.Module, q: nn.Linear | None = None) -> int | None:
             return int(vars(module)[name])
     each = vars(module).get("head_dim")
     return q.out_features // each if q is not None and isinstance(each, int) else None
-
-
-def _layers(module: nn.Module, names: tuple[str, ...]) -> list[nn.Linear] | None:
-    found = [_layer(module, name) for name in names]
-    return None if None in found else found  # type: ignore[return-value]
 
 
 def _layer(module: nn.Module, name: str) -> nn.Linear | None:

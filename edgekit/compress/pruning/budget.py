@@ -150,7 +150,7 @@ def uses(root: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[nn.Module, in
 
 
 def _work(group: Group, calls: dict[nn.Module, int]) -> float:
-    """Multiply-accumulates of an item: of its weights, of attention between its tokens, of scans."""
+    """Multiply-accumulates of an item: weights, attention between its tokens, and scans."""
     total = 0.0
     for each in group.slices:
         port = each.port

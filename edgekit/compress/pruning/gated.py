@@ -1,4 +1,4 @@
-"""Gated MLPs whose gate and value are halves of one layer: hidden channels, with both their rows."""
+"""Gated MLPs whose gate and value are halves of one layer: hidden channels with both rows."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,19 @@ from edgekit.errors import EdgekitError
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 LOST = "torch-pruning loses its places in a reshape"
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
+
+@dataclass(frozen=True)
+class Left:
+    """A width that cannot shrink, and why.
+
+    Attributes:
+        name, dimension: as in Group.
+    """
+
+    name: str
+    dimension: str
+    reason: str
 
 
 class _Join(torch.autograd.Function):
@@ -55,14 +69,14 @@ class _Whole(nn.Module):
         inputs = [x for x in leaves if isinstance(x, torch.Tensor) and x.requires_grad]
         values, form = _pytree.tree_flatten(self.result)
         floats = [x for x in values if isinstance(x, torch.Tensor) and x.is_floating_point()]
-        made = iter(_Join.apply(floats, *inputs))
+        made = iter(_Join.apply(floats, *inputs))  # type: ignore[no-untyped-call]
         values = [next(made) if any(x is f for f in floats) else x for x in values]
         return _pytree.tree_unflatten(values, form)
 
 
 def layer_groups(
     root: nn.Module, inputs: dict[str, torch.Tensor], blocks: Sequence[Block]
-) -> tuple[list[Group], dict[str, str]]:
+) -> tuple[list[Group], list[Left]]:
     """The groups of layers outside of blocks; and those that cannot shrink, with the reason.
 
     Raises:
@@ -158,7 +172,7 @@ def _in_one_piece(
             parent._modules[name] = child
 
 
-def _read(root: nn.Module, graph: Any) -> tuple[list[Group], dict[str, str]]:
+def _read(root: nn.Module, graph: Any) -> tuple[list[Group], list[Left]]:
     """torch-pruning's groups as ours."""
     paths = {module: path for path, module in root.named_modules()}
     owners = {
@@ -167,7 +181,9 @@ def _read(root: nn.Module, graph: Any) -> tuple[list[Group], dict[str, str]]:
         for name, value in module._parameters.items()
         if value is not None
     }
-    groups, left, seen = [], {}, set()
+    groups: list[Group] = []
+    left: list[Left] = []
+    seen: set[Any] = set()
     for module in list(graph.module2node):
         if module in seen or not isinstance(module, (nn.Linear, *_CONVOLUTIONS, nn.Embedding)):
             continue
@@ -177,7 +193,7 @@ def _read(root: nn.Module, graph: Any) -> tuple[list[Group], dict[str, str]]:
             width = range(pruner.get_out_channels(module))
             each = graph.get_pruning_group(module, pruner.prune_out_channels, list(width))
         except (IndexError, ZeroDivisionError):
-            left[path] = LOST
+            left.append(Left(path, "embedding", LOST))
             continue
         reader = _Reader(graph, owners, each)
         seen.update(target.module for target, out, *_ in reader.entries if out)
@@ -185,7 +201,7 @@ def _read(root: nn.Module, graph: Any) -> tuple[list[Group], dict[str, str]]:
         if reason is None:
             groups.append(reader.group(path))
         elif reason:
-            left[path] = reason
+            left.append(Left(path, reader.dimension, reason))
     return groups, left
 
 
@@ -215,13 +231,13 @@ class _Reader:
             if isinstance(module, _Whole):
                 block = module.block[0]
                 if not block.reads or not block.writes:
-                    return f"{block.path} ties it to the number of tokens"
+                    return f"it goes through {block.path} in ways that are not followed"
         self.items = self._items()
         if len(self.items) < 2:
             return ""
         for target, out, places, _ in self.entries:
             for port in self._ports(target, out):
-                if max(places, default=0) >= port.size:
+                if not all(0 <= place < port.size for place in places):
                     return LOST
         if any(len({len(p) for p in each}) > 1 for each in self._placed()):
             return "its items are not alike"
@@ -239,9 +255,10 @@ class _Reader:
         across = (nn.LayerNorm, nn.GroupNorm, _Whole)  # a batch norm sees each channel alone
         separate = not any(isinstance(m, across) for m in self.modules)
         separate = separate and not any(self._parameter(t) for t, *_ in self.entries)
-        return Group(path, self._dimension(), tuple(slices), tuple(counts), separate=separate)
+        return Group(path, self.dimension, tuple(slices), tuple(counts), separate=separate)
 
-    def _dimension(self) -> str:
+    @property
+    def dimension(self) -> str:
         """What the width is of."""
         producers = {id(t.module): t.module for t, out, *_ in self.entries if out}.values()
         layers = [m for m in producers if isinstance(m, (nn.Linear, *_CONVOLUTIONS))]

@@ -16,7 +16,7 @@ from torch import nn
 
 from edgekit import interrupt
 from edgekit.compress.batches import Batch, outputs
-from edgekit.compress.pruning.groups import Group, Port
+from edgekit.compress.pruning.groups import Group
 from edgekit.progress import track
 
 Importance = Callable[[Group], torch.Tensor]
@@ -70,7 +70,7 @@ def activation(subject: Subject) -> Importance:
     Pruning Approach for Large Language Models", ICLR 2024, for whole channels. A group that no
     layer takes in as it is (states) is judged by what makes it: E[y_i^2].
     """
-    wanted = {
+    wanted: set[tuple[nn.Module, bool]] = {
         (each.port.owner, bool(group.consumers))
         for group in subject.groups
         for each in group.consumers or group.slices

@@ -7,8 +7,11 @@ and one of C in x_proj, and a column of A.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 
 from edgekit.compress.pruning import groups
@@ -22,7 +25,7 @@ CHANNELS, STATES = ("intermediate_size",), ("ssm_state_size", "state")
 class Scan:
     """A selective scan: what makes its steps, B and C of its input, and its own tensors."""
 
-    owner: nn.Module
+    owner: Any
     path: str
 
     @property
@@ -30,7 +33,7 @@ class Scan:
         """Of each channel."""
         return int(self.owner.A_log.shape[1])
 
-    def channels(self, places: groups.torch.Tensor) -> list[Slice]:
+    def channels(self, places: torch.Tensor) -> list[Slice]:
         """Slices of the channels that are scanned."""
         owner = self.owner
         found = groups.columns(owner.x_proj, places) + groups.rows(owner.dt_proj, places)
@@ -51,7 +54,7 @@ class Scan:
         return Group(self.path, "state", tuple(slices), counts, separate=plain)
 
 
-def find(path: str, module: nn.Module) -> Block | None:
+def find(path: str, module: Any) -> Block | None:
     """The widths inside a Mamba block of transformers or of our reference models."""
     from edgekit.families.references.selective import Forwards, Gated, SelectiveScan
 
@@ -79,15 +82,15 @@ def find(path: str, module: nn.Module) -> Block | None:
 
 def _block(
     path: str,
-    module: nn.Module,
+    module: Any,
     scans: list[Scan],
-    convolutions: list[nn.Module],
-    norms: list[nn.Module] | None = None,
+    convolutions: Sequence[nn.Module],
+    norms: Sequence[nn.Module] = (),
 ) -> Block:
     inner = module.out_proj.in_features
     places = groups.grid(inner, 1, 0)
     slices = groups.rows(module.in_proj, groups.grid(inner, 1, 0, inner))
-    for layer in (*convolutions, *(norms or ())):
+    for layer in (*convolutions, *norms):
         slices += groups.rows(layer, places)
     for scan in scans:
         slices += scan.channels(places)
@@ -98,15 +101,15 @@ def _block(
     return Block(path, module, found, *_ends(module))
 
 
-def _opaque(path: str, module: nn.Module, scans: list[Scan]) -> Block:
+def _opaque(path: str, module: Any, scans: list[Scan]) -> Block:
     """A scan over something else than the tokens' channels: only its states may shrink."""
     return Block(path, module, tuple(scan.state_group() for scan in scans), (), ())
 
 
-def _ends(module: nn.Module) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+def _ends(module: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     return groups.inputs(module.in_proj), groups.outputs(module.out_proj)
 
 
-def _has(module: nn.Module, *names: str) -> bool:
+def _has(module: Any, *names: str) -> bool:
     held = {**module._modules, **module._parameters}
     return all(held.get(name) is not None for name in names)

@@ -7,14 +7,15 @@ group with its only head. States go from B and C of all groups alike.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
 
 from edgekit.compress.pruning import groups
 from edgekit.compress.pruning.groups import Block, Count, Group, Port, Slice
 
 
-def find(path: str, module: nn.Module) -> Block | None:
+def find(path: str, module: Any) -> Block | None:
     """The widths inside a mixer that holds them as transformers' Mamba-2 does."""
     held = {**module._modules, **module._parameters, **vars(module)}
     needed = "in_proj conv1d dt_bias A_log D out_proj num_heads head_dim n_groups ssm_state_size"
@@ -25,14 +26,14 @@ def find(path: str, module: nn.Module) -> Block | None:
     made = 2 * inner + across + module.num_heads
     if module.in_proj.out_features != made or module.out_proj.in_features != inner:
         return None
-    found = (_states(path, module, inner),)
+    found: tuple[Group, ...] = (_states(path, module, inner),)
     if module.num_heads > module.n_groups:
         found = (_heads(path, module, inner, across), *found)
     reads, writes = groups.inputs(module.in_proj), groups.outputs(module.out_proj)
     return Block(path, module, found, reads, writes)
 
 
-def _heads(path: str, module: nn.Module, inner: int, across: int) -> Group:
+def _heads(path: str, module: Any, inner: int, across: int) -> Group:
     """One head of each group of B and C is an item."""
     shared = module.num_heads // module.n_groups
     heads = torch.arange(module.num_heads).reshape(module.n_groups, shared).T  # (items, groups)
@@ -60,7 +61,7 @@ def _heads(path: str, module: nn.Module, inner: int, across: int) -> Group:
     return Group(path, "heads", tuple(slices), tuple(counts), whole=True, separate=separate)
 
 
-def _states(path: str, module: nn.Module, inner: int) -> Group:
+def _states(path: str, module: Any, inner: int) -> Group:
     n, shared = module.ssm_state_size, module.n_groups
     both = torch.arange(2 * shared * n).reshape(2 * shared, n).T  # (items, B and C of groups)
     slices = groups.rows(module.in_proj, 2 * inner + both)

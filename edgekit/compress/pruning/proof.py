@@ -16,21 +16,21 @@ from torch import nn
 from edgekit import interrupt
 from edgekit.compress.batches import Batch, outputs
 from edgekit.compress.pruning import surgery
+from edgekit.compress.pruning.graph import Left
 from edgekit.compress.pruning.groups import Group
 
 #: Of the largest output; float32 sums in another order differ by about a thousandth of it.
 TOLERANCE = 1e-3
 
 
-def proven(
-    root: nn.Module, found: Sequence[Group], batch: Batch
-) -> tuple[list[Group], dict[str, str]]:
-    """The groups that can shrink, and the names of the others with the reason.
+def proven(root: nn.Module, found: Sequence[Group], batch: Batch) -> tuple[list[Group], list[Left]]:
+    """The groups that can shrink, and the others with the reason.
 
     Args:
         batch: that the module is run on; two samples, so that a batch is not taken for a width.
     """
-    good, left = list(found), {}
+    good = list(found)
+    left: list[Left] = []
     for holds, reason in (
         (_reordered, "its items are not independent of their order"),
         (_removed, "its module does not run with fewer"),
@@ -44,7 +44,7 @@ def proven(
             if fault is None:
                 kept.append(group)
             else:
-                left[f"{group.name} ({group.dimension})"] = f"{reason}: {fault}"
+                left.append(Left(group.name, group.dimension, f"{reason}: {fault}"))
         good = kept
     return good, left
 

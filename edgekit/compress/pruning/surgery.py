@@ -40,16 +40,16 @@ def lost(removals: Removals) -> dict[tuple[int, int], torch.Tensor]:
             for each in group.slices:
                 key = id(each.port.tensor), each.port.axis
                 found.setdefault(key, []).append(each.places[items].flatten())
-    return {key: torch.cat(places).unique() for key, places in found.items()}
+    return {key: torch.unique(torch.cat(places)) for key, places in found.items()}
 
 
 def kept_rows(removals: Removals) -> dict[nn.Module, torch.Tensor]:
-    """Outputs that stay, of the linear layers that have lost some."""
+    """Outputs that stay, of layers that lose some."""
     found: dict[nn.Module, torch.Tensor] = {}
     for group, items in removals.items():
         for each in group.slices:
             port = each.port
-            if isinstance(port.owner, nn.Linear) and (port.name, port.axis) == ("weight", 0):
+            if (port.name, port.axis) == ("weight", 0):
                 kept = found.setdefault(port.owner, torch.ones(len(port.tensor), dtype=torch.bool))
                 kept[each.places[items].flatten()] = False
     return found
@@ -73,13 +73,13 @@ def reorder(root: nn.Module, groups: list[Group], seed: int) -> Undo:
     """Put the items of each group in another order, in all of its slices alike."""
     undo = Undo()
     generator = torch.Generator().manual_seed(seed)
-    moves: dict[int, list[tuple[int, torch.Tensor]]] = {}
+    moves: dict[int, dict[int, torch.Tensor]] = {}  # a tensor may be shared: it moves once
     for group in groups:
         order = torch.randperm(group.items, generator=generator)
         for each in group.slices:
-            index = torch.arange(each.port.size)
+            axes = moves.setdefault(id(each.port.tensor), {})
+            index = axes.setdefault(each.port.axis, torch.arange(each.port.size))
             index[each.places.flatten()] = each.places[order].flatten()
-            moves.setdefault(id(each.port.tensor), []).append((each.port.axis, index))
     replace(root, undo, lambda value: _moved(value, moves.get(id(value))))
     return undo
 
@@ -114,7 +114,7 @@ def replace(root: nn.Module, undo: Undo, change: Any) -> None:
                     if isinstance(value, nn.Parameter):
                         new = nn.Parameter(new.detach(), value.requires_grad)
                     made[id(value)] = new
-                undo.set(room, name, made[id(value)])  # type: ignore[arg-type]
+                undo.set(room, name, made[id(value)])
                 touched.add(module)
     for module in touched:
         _fit(module, undo)
@@ -132,12 +132,10 @@ def _without(
     return value
 
 
-def _moved(
-    value: torch.Tensor, moves: list[tuple[int, torch.Tensor]] | None
-) -> torch.Tensor | None:
+def _moved(value: torch.Tensor, moves: dict[int, torch.Tensor] | None) -> torch.Tensor | None:
     if moves is None:
         return None
-    for axis, index in moves:
+    for axis, index in moves.items():
         value = value.index_select(axis, index)
     return value
 

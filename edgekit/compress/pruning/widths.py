@@ -11,6 +11,7 @@ import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -88,7 +89,7 @@ def _steps(group: Group, scores: torch.Tensor, cost: float, multiple: int) -> li
     order = scores.argsort(stable=True).tolist()
     sizes = allowed(group.items, multiple)
     found, start = [], 0
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         items = tuple(order[start : start + before - after])
         start += len(items)
         loss = float(scores[list(items)].sum())

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgekit.compress.batches import Batch
     from edgekit.compress.prune import Prune
     from edgekit.compress.pruning.budget import Budget
+    from edgekit.compress.pruning.graph import Left
     from edgekit.compress.pruning.widths import Step
     from edgekit.data import Dataset
     from edgekit.model import Input, Model
@@ -76,9 +77,9 @@ class Work:
             wanted = [g for g in all_groups if g.dimension in self._dimensions and g.items > 1]
             chosen = self._without_excluded(wanted)
             good, unproven = proven(self.root, chosen, self._example(2))
-        left |= unproven
-        for name, reason in left.items():
-            say(f"{name} stays as it is: {reason}.")
+        left = [each for each in [*left, *unproven] if each.dimension in self._dimensions]
+        for each in left:
+            say(f"{each.name} ({each.dimension}) stays as it is: {each.reason}.")
         self._check_found(good, wanted, left)
         return good
 
@@ -86,16 +87,16 @@ class Work:
     def _dimensions(self) -> tuple[str, ...]:
         return self.options.dimensions or USUAL
 
-    def _check_found(self, good: list[Group], wanted: list[Group], left: dict[str, str]) -> None:
+    def _check_found(self, good: list[Group], wanted: list[Group], left: list[Left]) -> None:
         """Raise if nothing is left, or nothing of what was asked for by name."""
         have = {group.dimension for group in good}
-        known = {group.dimension for group in wanted}
+        known = {each.dimension for each in wanted} | {each.dimension for each in left}
         absent = [name for name in self.options.dimensions or () if name not in have]
         if good and not known.intersection(absent):
             for name in absent:
                 say(f"{self.source} has no {name} to prune.")
             return
-        reason = next((f"{name}: {why}." for name, why in left.items()), "")
+        reason = next((f"{each.name}: {each.reason}." for each in left), "")
         raise EdgekitError(
             f"{self.source} has no {' or '.join(absent or self._dimensions)} that can be pruned.",
             reason or "None of its layers share a width that may shrink, or all are excluded.",
@@ -167,7 +168,7 @@ class Work:
         for layer, (weight, bias) in made.items():
             stays = rows.get(layer, ...)
             layer.weight.data = weight[stays].contiguous()
-            if bias is not None:
+            if bias is not None and layer.bias is not None:
                 layer.bias.data = bias[stays].contiguous()
         self._check_runs()
 

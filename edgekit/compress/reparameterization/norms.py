@@ -5,6 +5,7 @@ Which norm follows which layer is read from the exported graph, whose steps name
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -100,11 +101,11 @@ def _path(node: Any) -> str | None:
 
 def _left_of(norm: Any) -> nn.Module | None:
     """What stays in a norm's place: nothing, or the activation that timm puts into its norms."""
-    from timm.layers import BatchNormAct2d
-
     if type(norm) in affine.NORMS:
         return nn.Identity()
-    if type(norm) is BatchNormAct2d and isinstance(norm.drop, nn.Identity):
+    timm = sys.modules.get("timm.layers")  # not loaded, it has made no norm
+    of_timm = timm is not None and type(norm) is timm.BatchNormAct2d
+    if of_timm and isinstance(norm.drop, nn.Identity):
         act: nn.Module = norm.act
         return act
     return None

@@ -64,11 +64,11 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(b, tokens, width) to (b, heads, tokens, width / heads)."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
-class Block(nn.Module):
-    """One tower's share of a block."""
+class Half(nn.Module):
+    """One tower's half of a block."""
 
     def __init__(self, width: int, other: int, heads: int) -> None:
         super().__init__()
@@ -79,16 +79,31 @@ class Block(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def look(self, x: Tensor) -> Tensor:
-        """x' of the equations."""
-        x = self.norms[0](x)
-        return self.inner(x, x)
+    def alone(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x' of the equations, and n(x') for both towers."""
+        own = self.norms[0](x)
+        x = x + self.inner(own, own)
+        return x, self.norms[1](x)
 
-    def meet(self, own: Tensor, other: Tensor, x: Tensor) -> Tensor:
-        """The rest of the block: ``own`` and ``other`` are n(x') and n(y')."""
+    def together(self, x: Tensor, own: Tensor, other: Tensor) -> Tensor:
+        """The rest of the block, from x', n(x') and n(y')."""
         x = x + self.cross(own, other)
         y: Tensor = x + self.mlp(self.norms[2](x))
         return y
+
+
+class Block(nn.Module):
+    """Both towers' halves."""
+
+    def __init__(self, widths: tuple[int, int], heads: int) -> None:
+        super().__init__()
+        self.video = Half(widths[0], widths[1], heads)
+        self.audio = Half(widths[1], widths[0], heads)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The equations above, for both at once."""
+        (x, seen), (y, heard) = self.video.alone(x), self.audio.alone(y)
+        return self.video.together(x, seen, heard), self.audio.together(y, heard, seen)
 
 
 class TwoTower(nn.Module):
@@ -99,26 +114,19 @@ class TwoTower(nn.Module):
         widths, features = config.widths, config.features
         pairs = list(zip(widths, features, strict=True))
         self.enter = nn.ModuleList(nn.Linear(feature, width) for width, feature in pairs)
-        self.video_blocks = nn.ModuleList(
-            Block(widths[0], widths[1], config.heads) for _ in range(config.depth)
-        )
-        self.audio_blocks = nn.ModuleList(
-            Block(widths[1], widths[0], config.heads) for _ in range(config.depth)
-        )
-        self.leave = nn.ModuleList(nn.Linear(width, feature) for width, feature in pairs)
         self.position = nn.ParameterList(
             torch.randn(count, width) * 0.02
             for count, width in zip(config.tokens, widths, strict=True)
         )
+        self.blocks = nn.ModuleList(Block(widths, config.heads) for _ in range(config.depth))
+        self.leave = nn.ModuleList(nn.Linear(width, feature) for width, feature in pairs)
 
     def forward(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
         """As the class says."""
         x = self.enter[0](video) + self.position[0]
         y = self.enter[1](audio) + self.position[1]
-        for seen, heard in zip(self.video_blocks, self.audio_blocks, strict=True):
-            x, y = x + seen.look(x), y + heard.look(y)
-            from_x, from_y = seen.norms[1](x), heard.norms[1](y)
-            x, y = seen.meet(from_x, from_y, x), heard.meet(from_y, from_x, y)
+        for block in self.blocks:
+            x, y = block(x, y)
         return self.leave[0](x), self.leave[1](y)
 
 
