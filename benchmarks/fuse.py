@@ -166,8 +166,8 @@ def section(found: dict[str, Any]) -> str:
     pairs = ", ".join(f"{row['other']} into {row['model']}" for row in found["rows"])
     return "\n\n".join(
         [
-            "### Two ViTs fused into one",
-            f"Made by `python {SCRIPT}`. Pairs of seeds: {pairs}; mean, least and most over the "
+            f"## Two ViTs fused into one (`python {SCRIPT}`)",
+            f"Pairs of seeds: {pairs}; mean, least and most over the "
             f"pairs. Fine-tuning: `{found['tuning']}`.",
             page.table(columns, table(found["rows"])),
             verdict,

@@ -159,8 +159,8 @@ def section(found: dict[str, Any]) -> str:
         "{}: {} → {}".format(each["model"], *each["latency"]["convolutions"]) for each in timed
     )
     parts = [
-        "### Reparameterized models",
-        f"Made by `python {SCRIPT}`. Random weights; a difference is of the largest output; ms of "
+        f"## Reparameterized models (`python {SCRIPT}`)",
+        "Random weights; a difference is of the largest output; ms of "
         "one image in ONNX Runtime on one thread, the two files in turns, the median ratio with "
         "its 95% interval.",
         page.table(COLUMNS, [cells(each) for each in found["rows"]]),

@@ -197,6 +197,9 @@ class Source:
         for name in ("checkpoint", "scales"):
             path: Path | None = getattr(recipe, name)
             found[name] = files.fingerprint(path) if path else None
+        options = [v for entry in recipe.passes for given in entry.values() for v in given.values()]
+        named = {text: _place(text) for text in options if isinstance(text, str)}
+        found["named"] = {text: files.fingerprint(path) for text, path in named.items() if path}
         if recipe.training is not None:
             found["training"] = files.fingerprint(recipe.training)
         for name, source in self._sources().items():
@@ -240,6 +243,12 @@ class Source:
 
     def _judging(self, dataset: Dataset) -> Dataset:
         return dataset.take(min(self.recipe.evaluation_samples, len(dataset)), self.recipe.seed)
+
+
+def _place(text: str) -> Path | None:
+    """The file or folder that a pass's option names, as a path or as ``family/FOLDER``."""
+    places = (Path(part).expanduser() for part in (text, text.partition("/")[2]) if part)
+    return next((place for place in places if place.exists()), None)
 
 
 def load_model(recipe: Recipe) -> Model:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: A step of a scan for each entry of A, in multiply-accumulates: an exponential, and the rest.
 SCAN = 4
+#: Nearer than this to a latency, what is measured is noise.
+NEAR = 0.03
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,14 @@ class Budget:
         cost: what an item of a group costs, about, in the same unit.
         measure: what the model costs without some items.
         calls: of ``measure`` at most; None is as many as it takes.
+        near: share of the limit that may be left: nearer, the search ends.
     """
 
     limit: float
     cost: Callable[[Group], float]
     measure: Callable[[Removals], float]
     calls: int | None = None
+    near: float = 0.0
 
 
 def shares(limit: float, found: Sequence[Group]) -> Budget:
@@ -99,7 +103,7 @@ def latency(
         finally:
             undo.put_back()
 
-    return Budget(limit, lambda group: _work(group, calls), left, calls=10)
+    return Budget(limit, lambda group: _work(group, calls), left, calls=10, near=NEAR)
 
 
 def search(order: Sequence[Step], budget: Budget) -> tuple[list[Step], float, float]:
@@ -118,6 +122,8 @@ def search(order: Sequence[Step], budget: Budget) -> tuple[list[Step], float, fl
     saved = list(accumulate((step.saved for step in order), initial=0.0))
     low, high, found, calls = 0, len(order), least, 2
     while high - low > 1 and (budget.calls is None or calls < budget.calls):
+        if found > budget.limit * (1 - budget.near):
+            break
         interrupt.check()
         half = (saved[low] + saved[high]) / 2
         middle = next(k for k in range(low + 1, high + 1) if saved[k] >= half or k == high - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -83,7 +83,6 @@ class Group:
         whole: items are not rounded to multiples: a head is already many channels.
         separate: without an item, all else in the model is as if the item were zero; not so
             where a normalisation sees it.
-        work: multiply-accumulates of a call for an item, beyond those of weights (attention).
     """
 
     name: str
@@ -92,7 +91,6 @@ class Group:
     counts: tuple[Count, ...] = ()
     whole: bool = False
     separate: bool = True
-    work: list[float] = field(default_factory=lambda: [0.0])
 
     @cached_property
     def items(self) -> int:

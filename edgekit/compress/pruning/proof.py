@@ -16,8 +16,8 @@ from torch import nn
 from edgekit import interrupt
 from edgekit.compress.batches import Batch, outputs
 from edgekit.compress.pruning import surgery
-from edgekit.compress.pruning.graph import Left
 from edgekit.compress.pruning.groups import Group
+from edgekit.compress.pruning.reading import Left
 
 #: Of the largest output; float32 sums in another order differ by about a thousandth of it.
 TOLERANCE = 1e-3

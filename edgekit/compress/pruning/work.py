@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgekit.compress.batches import Batch
     from edgekit.compress.prune import Prune
     from edgekit.compress.pruning.budget import Budget
-    from edgekit.compress.pruning.graph import Left
+    from edgekit.compress.pruning.reading import Left
     from edgekit.compress.pruning.widths import Step
     from edgekit.data import Dataset
     from edgekit.model import Input, Model
@@ -51,7 +51,8 @@ class Work:
         """The model, smaller."""
         self._adapt()
         scores = self._scores()
-        goal = self._budget()
+        with stage("Measuring what the model costs"):
+            goal = self._budget()
         order = widths.path(scores, goal.cost, self._multiple)
         steps, cost, least = budget.search(order, goal)
         if cost > goal.limit:
