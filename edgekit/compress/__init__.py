@@ -195,15 +195,26 @@ def _options(text: str) -> Iterator[tuple[str, Any]]:
     """``a=1,b=[x,y]`` as pairs, the values as YAML reads them."""
     import re
 
-    import yaml
-
     for part in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", text):
         name, equals, value = part.partition("=")
         if not equals:
             raise EdgekitError(
                 f"{part!r} is not NAME=VALUE.", "", "Write --pass prune:ratio=0.5,round_to=8."
             )
-        yield name.strip(), yaml.safe_load(value)
+        yield name.strip(), _value(value)
+
+
+def _value(text: str) -> Any:
+    """As YAML reads it; a glob that YAML takes for something else is text."""
+    import yaml
+
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        return [_value(item) for item in text[1:-1].split(",") if item.strip()]
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from itertools import chain
 
 from torch import nn
 
+from edgekit.compress.modules.skip import Skip
 from edgekit.compress.structure import origin
 
 
@@ -39,7 +40,7 @@ def blocks(module: nn.Module) -> dict[str, list[str]]:
     for path, each in module.named_modules():
         if path.startswith(inside) or not isinstance(each, nn.ModuleList | nn.Sequential):
             continue
-        items = [(name, item) for name, item in each.named_children() if not _is_identity(item)]
+        items = [(name, item) for name, item in each.named_children() if not _is_place(item)]
         if items and not any(type(item).__module__.startswith("torch.nn") for _, item in items):
             found[path] = [f"{path}.{name}" if path else name for name, _ in items]
             inside += tuple(f"{item}." for item in found[path])
@@ -94,5 +95,6 @@ def _divided(mine: list[str], theirs: list[str], own: list[int], chained: bool) 
     ]
 
 
-def _is_identity(module: nn.Module) -> bool:
-    return type(module) is nn.Identity
+def _is_place(module: nn.Module) -> bool:
+    """Whether it only holds the place of a block that is not there."""
+    return type(module) in (nn.Identity, Skip)
