@@ -37,7 +37,7 @@ RESULT = Path(__file__).parent / "results" / "compress.json"
 #: What comes before distillation, by model.
 PASSES = {
     "vit": ("prune:flops=0.4",),
-    "crossvit": ("prune:flops=0.35",),
+    "crossvit": ("prune:flops=0.25",),
     "mamba": ("prune:flops=0.4",),
 }
 #: What gives the outputs: torch-pruning has to be told.

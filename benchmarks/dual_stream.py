@@ -69,9 +69,9 @@ SAMPLES = 8
 LAST_STEP = {"sd3": 1000.0, "ltx2": 1000.0, "hidream": 1000.0}
 
 
-def write_data(name: str, inputs: tuple[Input, ...], path: Path) -> None:
+def write_data(name: str, inputs: tuple[Input, ...], path: Path, seed: int) -> None:
     """Samples as the model would meet them, as far as noise can."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     arrays = {}
     for spec in inputs:
         shape = (SAMPLES, *spec.concrete()[1:])
@@ -95,9 +95,11 @@ def work_of(name: str, passes: list[str], folder: Path) -> Work:
     from edgekit.source import load_model
     from edgekit.work import Work
 
-    fields, data = fields_of(name, folder), folder / "data.npz"
-    write_data(name, load_model(Recipe.check(fields, "dual_stream")).inputs, data)
-    fields |= {"calibration": data, "evaluation": data}
+    fields = fields_of(name, folder)
+    inputs = load_model(Recipe.check(fields, "dual_stream")).inputs
+    for seed, use in enumerate(("calibration", "evaluation")):  # judged on what it never saw
+        fields[use] = folder / f"{use}.npz"
+        write_data(name, inputs, fields[use], seed)
     if passes:
         fields["passes"] = passes
     return Work(Recipe.check(fields, "dual_stream"))

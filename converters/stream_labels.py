@@ -87,7 +87,7 @@ class Whole:
 
         if node in self.inputs:
             names = [self.inputs[node].name]
-        elif node.op == "call_function" and node in self.fed:
+        elif node in self.fed and self._weighted(node):
             path = module_path(node).split(".")
             names = [".".join(path[: end + 1]) for end in range(len(path))]
         else:
@@ -95,13 +95,18 @@ class Whole:
         fits = (s for s, glob in starts.items() if any(fnmatchcase(n, glob) for n in names))
         return next(fits, None)
 
+    def _weighted(self, node: Node) -> bool:
+        """Whether a node reads weights; what only scales or reshapes an input starts no stream."""
+        weights = (p.meta.get("val") for p in node.all_input_nodes if p not in self.fed)
+        return any(len(getattr(value, "shape", ())) > 1 for value in weights)
+
     def _unmatched(self, name: str, glob: str) -> EdgekitError:
         from edgekit.edit import module_path
 
         paths = {module_path(node) for node in self.nodes if node.op == "call_function"} - {""}
         inputs = ", ".join(spec.name for spec in self.inputs.values())
         return EdgekitError(
-            f"The stream {name} starts nowhere: {glob!r} matches nothing.",
+            f"The stream {name} starts nowhere: {glob!r} matches no input or module with weights.",
             f"The inputs are {inputs}; modules are, for example, {', '.join(sorted(paths)[:8])}.",
             "Correct --stream-start.",
         )

@@ -107,8 +107,7 @@ def split(graph: Graph, starts: Mapping[str, str]) -> Split:
             f"Asked for were {asked}; what the others start with reaches no output.",
             "Name for each stream the input or the modules that it starts with.",
         )
-    stored = sum(_bytes(segment.graph) for segment in segments)
-    return Split(segments, graph.inputs, places.outputs(), stored - _bytes(graph))
+    return Split(segments, graph.inputs, places.outputs(), _repeated(segments))
 
 
 class _Places:
@@ -275,12 +274,14 @@ def _read_sizes_inside(editor: Editor) -> None:
             node.args = known[expression]
 
 
-def _bytes(graph: Graph) -> int:
-    """Of the weights that a graph's artifact stores."""
-    program = graph.exported
-    stored = [program.state_dict.get(n, program.constants.get(n)) for n in _stored(program)]
-    return sum(getattr(tensor, "nbytes", 0) for tensor in stored)
-
-
-def _stored(program: Any) -> list[str]:
-    return [str(spec.target) for spec in program.graph_signature.input_specs if spec.target]
+def _repeated(segments: Iterable[Segment]) -> int:
+    """Bytes of weights that are stored more than once, beyond the first time."""
+    count: dict[str, int] = defaultdict(int)
+    size: dict[str, int] = {}
+    for program in (segment.graph.exported for segment in segments):
+        for spec in program.graph_signature.input_specs:
+            name = str(spec.target)
+            tensor = program.state_dict.get(name, program.constants.get(name))
+            count[name] += 1
+            size[name] = getattr(tensor, "nbytes", 0)
+    return sum(bytes_ * (count[name] - 1) for name, bytes_ in size.items())

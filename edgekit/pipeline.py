@@ -211,13 +211,16 @@ def load(runtime: str, artifact: Path, threads: int | None = None) -> Runtime:
 
 def trace(runtime: str, artifact: Path, inputs: Arrays) -> Arrays:
     """Intermediate values by name, for one call."""
-    traced = find("runtimes", runtime).trace
+    module = find("runtimes", runtime)
     if artifact.suffix != SUFFIX:
-        values: Arrays = traced(artifact, inputs)
+        values: Arrays = module.trace(artifact, inputs)
         return values
     found = dict(inputs)
     for part in Plan.read(artifact).parts:
-        found |= traced(artifact / part.file, _taken(part, found))
+        file, given = artifact / part.file, _taken(part, found)
+        # A runtime may call an output otherwise where it is traced.
+        with module.open(file) as session:
+            found |= {**module.trace(file, given), **session.infer(given)}
     return {name.removesuffix(SENT): value for name, value in found.items()}
 
 

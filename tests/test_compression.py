@@ -22,7 +22,7 @@ from edgekit.source import Source
 
 #: Measured hardly at all.
 FAST = "--samples 16 --evaluation-samples 16 --warmup 0 --iterations 10 --seconds 0.01".split()
-DROP = "drop_layers:keep=[1],average=false"
+DROP = "drop_layers:keep=[1]"
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_a_damaged_folder_says_so(fields, tmp_path):
 
 def test_a_pass_is_the_same_in_a_flag_and_in_a_recipe():
     flag = parse(DROP)
-    assert flag == parse({"drop_layers": {"keep": [1], "average": False}})
+    assert flag == parse({"drop_layers": {"keep": [1]}})
     assert parse(describe(flag)) == flag
     assert parse(entry_of(flag)) == flag
     assert describe(parse("distill")) == "distill"

@@ -42,26 +42,26 @@ def open(artifact: Path, threads: int | None = None) -> Session:
     Raises:
         EdgekitError: OpenVINO is not installed, or refuses the file.
     """
-    return Session(_compiled(artifact, str(artifact), threads))
+    return Session(*_compiled(artifact, str(artifact), threads))
 
 
 def trace(artifact: Path, inputs: Arrays) -> Arrays:
     """Every float value that the graph computes, by name, for one call."""
     from edgekit.targets.runtimes.onnxruntime import with_all_values
 
-    return Session(_compiled(with_all_values(artifact), str(artifact), None)).infer(inputs)
+    return Session(*_compiled(with_all_values(artifact), str(artifact), None)).infer(inputs)
 
 
 class Session(Runtime):
     """An open ONNX file."""
 
-    def __init__(self, compiled: Any) -> None:
+    def __init__(self, compiled: Any, outputs: list[str]) -> None:
         import numpy as np
 
         self._request = compiled.create_infer_request()
         self._ports = {port.any_name: port for port in compiled.inputs}
         self._dtypes = {n: np.dtype(p.element_type.to_dtype()) for n, p in self._ports.items()}
-        self._names = [port.any_name for port in compiled.outputs]
+        self._names = outputs
 
     def close(self) -> None:
         """Free the model."""
@@ -92,7 +92,8 @@ def _listed(dtypes: dict[str, Any]) -> str:
     return ", ".join(f"{name} ({dtype})" for name, dtype in dtypes.items()) or "nothing"
 
 
-def _compiled(model: Path | bytes, name: str, threads: int | None) -> Any:
+def _compiled(model: Path | bytes, name: str, threads: int | None) -> tuple[Any, list[str]]:
+    """The compiled model, and its outputs' names: compiled, one may have those of others, too."""
     if unavailable():
         raise EdgekitError(
             f"{name} cannot be run in OpenVINO.",
@@ -106,6 +107,7 @@ def _compiled(model: Path | bytes, name: str, threads: int | None) -> Any:
         options["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
     try:
-        return core.compile_model(core.read_model(model), "CPU", options)
+        read = core.read_model(model)
+        return core.compile_model(read, "CPU", options), [port.any_name for port in read.outputs]
     except RuntimeError as error:
         raise EdgekitError(f"OpenVINO cannot load {name}.", str(error)) from error

@@ -198,6 +198,37 @@ def test_streams_that_take_turns():
     assert [s.step for s in made.segments] == [0, 0, 1, 2, 3]
 
 
+class Scaled(torch.nn.Module):
+    """A layer that prepares its input, as quantization does, and hands on what it prepared."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = x / 2
+        return self.linear(x), x
+
+
+class Image(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Scaled(), torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        a, prepared = self.first(x)
+        b = self.second(prepared)
+        return a + attend(a, b), b + attend(b, a)
+
+
+def test_a_stream_starts_at_weights():
+    """What the first module does to the input before is no part of its stream alone."""
+    torch.manual_seed(0)
+    model = Model(Image(), (Input("x", (1, 6, 4)),), ("a", "b"), "image")
+    made = check(model, {"one": "first", "two": "second"})
+    assert [s.step for s in made.segments] == [0, 0, 1, 1]
+
+
 def test_one_way_is_split_if_asked_for_by_name_only():
     def meet(x, y, scale):
         return x + attend(x, y), y
@@ -214,6 +245,6 @@ def test_no_two_streams_is_said():
         split(export(net(lambda x, y, scale: (x, y))), {})
     with pytest.raises(EdgekitError, match="need only the stream one"):
         split(export(net(lambda x, y, scale: (x, x))), {"one": "x", "two": "y"})
-    with pytest.raises(EdgekitError, match="'z' matches nothing") as caught:
+    with pytest.raises(EdgekitError, match="'z' matches no input") as caught:
         split(export(net(lambda x, y, scale: (x, y))), {"one": "x", "two": "z"})
     assert "x, y, t" in caught.value.why

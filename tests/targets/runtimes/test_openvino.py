@@ -109,6 +109,21 @@ def test_eight_bits_are_the_same_numbers_as_in_onnx_runtime(tmp_path):
     np.testing.assert_array_equal(found, outputs(onnxruntime.open(path), inputs))
 
 
+def test_an_output_keeps_its_name_where_it_is_another_value_too(tmp_path):
+    """A reshape to the same shape is dropped, and its result then has two names."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Add", ["h", "b"], ["another"]),
+        helper.make_node("Reshape", ["another", "shape"], ["y"]),
+    ]
+    w, b = np.eye(64, dtype=np.float32), np.ones(64, np.float32)
+    path = saved(tmp_path / "m.onnx", nodes, 2, w=w, b=b, shape=np.array([2, 64]))
+    with runtime.open(path) as opened:
+        found = opened.infer(batch_of(2))
+    assert list(found) == ["y"]
+    np.testing.assert_array_equal(found["y"], batch_of(2)["x"] + 1)
+
+
 def test_a_batch_is_fixed_or_any(tmp_path):
     with runtime.open(product(tmp_path / "fixed.onnx", 2), None) as fixed:
         assert fixed.batch == 2
