@@ -38,7 +38,7 @@ RESULT = Path(__file__).parent / "results" / "compress.json"
 PASSES = {
     "vit": ("prune:flops=0.4",),
     "crossvit": ("prune:flops=0.25",),
-    "mamba": ("prune:flops=0.4",),
+    "mamba": ("drop_layers:count=1", "prune:flops=0.8"),
 }
 #: What gives the outputs: torch-pruning has to be told.
 HEADS = {"vit": ("head",), "crossvit": ("head.0", "head.1"), "mamba": ("head",)}

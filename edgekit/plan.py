@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekit import families, targets
-from edgekit.model import Input, Model
+from edgekit.model import Input
 from edgekit.recipe import Recipe
 from edgekit.targets import Target
 
@@ -63,6 +63,8 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         EdgekitError: no such model or target, or the model cannot be made without values.
     """
+    from edgekit.compress import measure
+
     devices = [targets.load(name) for name in recipe.targets or targets.names()]
     inputs = tuple(Input.parse(text) for text in recipe.inputs)
     options = families.Options(inputs=inputs, arguments=recipe.arguments)
@@ -71,29 +73,12 @@ def plan(recipe: Recipe) -> Plan:
     return Plan(
         source=model.source,
         parameters=sum(p.numel() for p in model.module.parameters()),
-        operations=operations(model, "meta"),
+        operations=measure.operations(model),
         weights_gb={dtype: round(gigabytes, 3) for dtype, gigabytes in size.items()},
         fits={target.name: fits(target, size) for target in devices if target.memory_gb},
         inputs=tuple(str(spec) for spec in model.inputs),
         outputs=model.outputs,
     )
-
-
-def operations(model: Model, device: str) -> int:
-    """Multiply-accumulates of one call's matrix products and convolutions."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    inputs = {
-        spec.name: torch.zeros(spec.concrete(), dtype=getattr(torch, spec.dtype), device=device)
-        for spec in model.inputs
-    }
-    # Attention in its plain form: the counter does not know the fused one.
-    plain, here = sdpa_kernel(SDPBackend.MATH), torch.device(device)
-    with plain, here, FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.module(**inputs)
-    return int(counter.get_total_flops()) // 2
 
 
 def weights_gb(module: torch.nn.Module) -> dict[str, float]:

@@ -33,8 +33,8 @@ class Recipe(BaseModel):
     """What ``edgekit build`` makes.
 
     Attributes:
-        model: ``timm/NAME``, ``transformers/FOLDER_OR_ID``, ``reference/NAME``, ``FILE.onnx`` or
-            ``package.module:factory``.
+        model: ``timm/NAME``, ``transformers/FOLDER_OR_ID``, ``diffusers/FOLDER``,
+            ``reference/NAME``, ``compressed/FOLDER``, ``FILE.onnx`` or ``package.module:factory``.
         targets: names of target devices; each gets a folder in the bundle. None is needed to
             inspect a model.
         precision: of the artifacts.

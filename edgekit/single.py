@@ -69,8 +69,8 @@ def runtime_of(bundle: Bundle, row: Row) -> str | None:
 
 def inspect(recipe: Recipe) -> Summary:
     """Load a model and count; nothing is converted."""
+    from edgekit.compress.measure import operations
     from edgekit.edit import Editor
-    from edgekit.plan import operations
     from edgekit.quantize.sites import find_sites
     from edgekit.source import load_model
     from edgekit.work import export
@@ -81,7 +81,7 @@ def inspect(recipe: Recipe) -> Summary:
         source=model.source,
         weights=model.weights,
         parameters=sum(p.numel() for p in model.module.parameters()),
-        operations=operations(model, "cpu"),
+        operations=operations(model),
         inputs=tuple(str(spec) for spec in model.inputs),
         outputs=model.outputs,
         preprocess=asdict(model.preprocess) if model.preprocess else None,

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 Model = Annotated[
     str,
     typer.Argument(
-        help="timm/NAME, transformers/FOLDER_OR_ID, reference/NAME, FILE.onnx, "
-        "package.module:factory, or RECIPE.yaml."
+        help="timm/NAME, transformers/FOLDER_OR_ID, diffusers/FOLDER, reference/NAME, "
+        "compressed/FOLDER, FILE.onnx, package.module:factory, or RECIPE.yaml."
     ),
 ]
 Targets = Annotated[

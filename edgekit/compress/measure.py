@@ -35,7 +35,7 @@ def operations(model: Model) -> int:
     }
     # Attention in its plain form: the counter does not know the fused one.
     plain = sdpa_kernel(SDPBackend.MATH)
-    with plain, FlopCounterMode(display=False) as counter, torch.no_grad():
+    with plain, device, FlopCounterMode(display=False) as counter, torch.no_grad():
         model.module(**inputs)
     return int(counter.get_total_flops() // 2)
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 FORMS = (
     "Write timm/NAME (an architecture or a folder), transformers/FOLDER_OR_ID, diffusers/FOLDER, "
-    "reference/NAME (a model of ours, or a folder), a file FILE.onnx, or package.module:factory "
-    "for your own code."
+    "reference/NAME (a model of ours, or a folder), compressed/FOLDER, a file FILE.onnx, or "
+    "package.module:factory for your own code."
 )
 
 

@@ -43,6 +43,20 @@ class Config:
     std: tuple[float, ...] = images.STD
 
 
+class Block(nn.Module):
+    """Tokens (b, length, width), and what the scans of both ways add to them."""
+
+    def __init__(self, width: int, state: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=1e-5)
+        self.mixer = Gated(width, 2 * width, BothWays(2 * width, state))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """As the class says."""
+        added: Tensor = self.mixer(self.norm(tokens))
+        return tokens + added
+
+
 class VisionMamba(nn.Module):
     """Images (b, channels, height, width) to logits (b, classes)."""
 
@@ -55,10 +69,7 @@ class VisionMamba(nn.Module):
         self.position = nn.Parameter(torch.randn(count, width) * 0.02)
         if self.middle is not None:
             self.token = nn.Parameter(torch.randn(width) * 0.02)
-        self.norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-5) for _ in range(config.depth))
-        self.mixers = nn.ModuleList(
-            Gated(width, 2 * width, BothWays(2 * width, config.state)) for _ in range(config.depth)
-        )
+        self.blocks = nn.Sequential(*(Block(width, config.state) for _ in range(config.depth)))
         self.norm = nn.RMSNorm(width, eps=1e-5)
         self.head = nn.Linear(width, config.classes)
 
@@ -68,9 +79,7 @@ class VisionMamba(nn.Module):
         if self.middle is not None:
             own = self.token.expand(x.shape[0], 1, -1)
             tokens = torch.cat([tokens[:, : self.middle], own, tokens[:, self.middle :]], 1)
-        tokens = tokens + self.position
-        for norm, mixer in zip(self.norms, self.mixers, strict=True):
-            tokens = tokens + mixer(norm(tokens))
+        tokens = self.blocks(tokens + self.position)
         pooled = tokens.mean(1) if self.middle is None else tokens[:, self.middle]
         logits: Tensor = self.head(self.norm(pooled))
         return logits
