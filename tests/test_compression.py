@@ -135,6 +135,22 @@ def test_from_the_command_line(fields, tmp_path, edgekit):
     assert inspected.code == 0, inspected.err
 
 
+def test_a_quantized_model_is_trained(fields, tmp_path, edgekit):
+    flags = ("-t", "cpu", "--precision", "w4a8", "--effort", "quick", *FAST)
+    build = ("build", fields["model"], "--calibration", fields["calibration"], *flags)
+    for name, qat in (("plain", ()), ("trained", ("--qat", "steps=8,batch_size=16,losses=[mse]"))):
+        ran = edgekit(*build, *qat, "-o", tmp_path / name)
+        assert ran.code == 0, ran.err
+    rows = {name: Bundle.open(tmp_path / name).manifest for name in ("plain", "trained")}
+    assert rows["trained"].recipe["qat"]["rate"] == 1e-4
+    error = {name: found.rows[0].drift["relative"] for name, found in rows.items()}
+    assert error["trained"] < error["plain"]
+    refused = edgekit("build", fields["model"], "--calibration", fields["calibration"],
+                      "-t", "cpu", "--qat", "steps=8", "-o", tmp_path / "float")  # fmt: skip
+    assert refused.code == 2
+    assert "--qat" in refused.err
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
