@@ -133,6 +133,9 @@ def _restore_names(program: ONNXProgram, exported: ExportedProgram) -> None:
         for node in exported.graph.nodes
         if node.meta.get("from_node") and node.name in values and node.name not in kept
     }
+    # A constant may have the name already, as where a node only passed it on.
+    stored = program.model.graph.initializers
+    origins = {name: origin for name, origin in origins.items() if origin not in stored}
     last = {origin: name for name, origin in origins.items()}
     for name, origin in origins.items():
         values[name].name = origin if last[origin] == name else f"{origin}/{name}"

@@ -14,22 +14,35 @@ import edgekit
 
 HEAVY = {
     "coremltools",
+    "diffusers",
     "numpy",
     "onnx",
     "onnx_ir",
     "onnxruntime",
     "onnxscript",
+    "ot",
     "PIL",
     "safetensors",
     "tensorrt",
     "tensorrt_rtx",
     "timm",
     "torch",
+    "torch_pruning",
     "torchvision",
     "transformers",
 }
 #: Optional: without them, everything else still works.
-OPTIONAL = {"coremltools", "tensorrt", "tensorrt_rtx", "timm", "torchvision", "transformers"}
+OPTIONAL = {
+    "coremltools",
+    "diffusers",
+    "ot",
+    "tensorrt",
+    "tensorrt_rtx",
+    "timm",
+    "torch_pruning",
+    "torchvision",
+    "transformers",
+}
 #: A script for the device, which does its work when it is imported.
 SCRIPTS = {"edgekit.converters.kit.__main__"}
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import ot
 import torch
 from torch import Tensor
 
@@ -51,6 +50,8 @@ class Transport:
 
     def plan(self, cost: Tensor) -> Tensor:
         """The plan for a cost (n, m); it sums to one."""
+        import ot
+
         values = np.ascontiguousarray(cost.double().numpy())
         first, second = (np.full(n, 1 / n) for n in values.shape)
         if self.solver == "exact":
