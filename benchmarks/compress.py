@@ -38,11 +38,11 @@ RESULT = Path(__file__).parent / "results" / "compress.json"
 PASSES = {
     "vit": ("prune:flops=0.4",),
     "crossvit": ("prune:flops=0.25",),
-    "mamba": ("drop_layers:count=1", "prune:flops=0.8"),
+    "mamba": ("drop_layers:count=1", "prune:flops=0.9"),
 }
 #: What gives the outputs: torch-pruning has to be told.
 HEADS = {"vit": ("head",), "crossvit": ("head.0", "head.1"), "mamba": ("head",)}
-STEPS = 600
+STEPS = {"vit": 600, "crossvit": 600, "mamba": 1500}
 DISTILL = "distill:steps={},rate=0.001,losses=[logits,labels:0.1]"
 #: Warped copies of each training image.
 COPIES = 16
@@ -176,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="*", choices=PASSES, default=list(PASSES))
     parser.add_argument("--seeds", nargs="*", type=int, default=list(digits_models.SEEDS))
-    parser.add_argument("--steps", type=int, default=STEPS, help="of distillation")
+    parser.add_argument("--steps", type=int, help=f"of distillation; if not given {STEPS}")
     parser.add_argument("--work", type=Path, default=Path("out/benchmarks"))
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--markdown", type=Path)
@@ -184,7 +184,7 @@ def main() -> None:
     cells = []
     for model in options.models:
         for seed in options.seeds:
-            steps = options.steps
+            steps = options.steps or STEPS[model]
             cell = Cell(model, seed, options.work.absolute(), steps)
             kept = cell.folder / "rows.json"
             passes = [*PASSES[model], DISTILL.format(steps)]

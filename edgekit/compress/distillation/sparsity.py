@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-#: Of each so many weights in a row at most half are not zero.
-GROUP = 4
+from edgekit.compress.sparsity import is_sparse
 
 
 def masks(module: nn.Module) -> dict[nn.Parameter, Tensor]:
@@ -18,23 +17,6 @@ def masks(module: nn.Module) -> dict[nn.Parameter, Tensor]:
         if weight.is_floating_point() and weight.dim() > 1 and is_sparse(weight):
             found[weight] = (weight.detach() != 0).to(weight.dtype)
     return found
-
-
-def is_sparse(weight: Tensor) -> bool:
-    """Whether every 4 neighbours hold two zeros or more, along the inputs or the last axis.
-
-    A weight of zeros alone is one that has yet to learn, and is not.
-    """
-    zero = weight.detach() == 0
-    if bool(zero.all()):
-        return False
-    return any(_paired(zero.movedim(axis, -1)) for axis in {1, weight.dim() - 1})
-
-
-def _paired(zero: Tensor) -> bool:
-    if zero.shape[-1] % GROUP:
-        return False
-    return bool((zero.reshape(*zero.shape[:-1], -1, GROUP).sum(-1) >= GROUP // 2).all())
 
 
 @torch.no_grad()
