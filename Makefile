@@ -8,8 +8,8 @@ demo: .venv/ready  ## the main job, on the checkpoint shipped in examples/
 	$(BIN)/python examples/digits.py
 	$(BIN)/edgekit build examples/digits.yaml --output demo
 
-test: .venv/ready  ## every test
-	$(BIN)/python -m pytest
+test: .venv/ready  ## every test, on all cores
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready  ## style and types
 	$(BIN)/ruff check .

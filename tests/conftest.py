@@ -34,6 +34,11 @@ FAST = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that no core is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_docs.py")
+
+
 @dataclass(frozen=True)
 class Ran:
     """How a command ended."""

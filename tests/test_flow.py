@@ -135,7 +135,7 @@ QUANTIZED = {*ARTIFACT, "cpu/onnx/to_float"}
         ({"seed": 1}, {"reference", "calibrate", *QUANTIZED}),
         ({"precision": "fp32"}, {"reference", *ARTIFACT}),
     ],
-    ids=str,
+    ids=("iterations", "exclude", "seed", "precision"),
 )
 def test_a_change_redoes_only_what_depends_on_it(copied, ran, change, redone):
     made, recipe = copied
