@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgekit import files
-from edgekit.converters import Artifact, sparsity, tensorrt
-from edgekit.converters.interface import interface
+from edgekit.converters import Artifact, tensorrt
 from edgekit.converters.kit.build import SPARSE, shapes_of
 from edgekit.converters.kit.files import digest
 from edgekit.converters.kit.main import SCHEMA_VERSION
+from edgekit.converters.kit_facts import kit_facts, version
 from edgekit.errors import EdgekitError
 from edgekit.targets import Target
 
@@ -36,18 +36,8 @@ RUNTIME = None
 ACCEPTS = "onnx"
 REQUIRES = {"tensorrt_rtx": "tensorrt-rtx"}
 
-#: Least cosine, and least share of equal arg-max, of an engine's outputs and the reference.
-#: "fp32" on a Jetson means TF32 matrix products.
-TOLERANCE = {
-    "fp32": {"cosine": 0.9999, "top1": 0.99},
-    "fp16": {"cosine": 0.999, "top1": 0.95},
-    "int8": {"cosine": 0.97, "top1": 0.85},
-}
-
 #: The first TensorRT whose ONNX parser takes LayerNormalization.
 NORMALIZATION_SINCE = (8, 6)
-#: The first compute capability with sparse tensor cores.
-SPARSE_SINCE = (8, 0)
 
 README = """\
 {title}: on-device kit
@@ -61,6 +51,11 @@ It builds the engine (engine.plan), compares its outputs with reference.npz, mea
 latency and writes result.json. It needs what JetPack installs: Python 3.8 or later, NumPy
 and TensorRT. Exit code: 0 passed, 1 outputs differ too much, 2 it could not be done.
 For stable numbers choose the power mode first ({power}): sudo nvpmodel -m ID; sudo jetson_clocks
+
+    python3 run.pyz --check               only say whether this device fits
+    python3 run.pyz --profile             time each layer as well
+    python3 run.pyz --mode single-stream  1,024 queries and 60 s at least, as MLPerf's
+    python3 run.pyz --background          go on when the terminal closes; --follow shows it
 
 The same engine by TensorRT's own tool, in one line:
 
@@ -76,18 +71,24 @@ class DeviceResult(BaseModel):
     Attributes:
         status: ``passed``, ``failed`` (the outputs differ too much) or ``built, not run: ...``.
         model_sha256: of the model that was built.
-        device: name, machine, python, l4t, jetpack, power_mode, gpu.
+        device: name, machine, python, l4t, jetpack, power_mode, power_modes, driver, gpu (name,
+            compute_capability) and target (edgekit's name of the device, None if unknown).
         tensorrt: the version that built and ran it.
         build: facts of the build: build_seconds, engine_bytes, reused, ...
+        warnings: in what the device is not what the kit was made for.
         drift: by output: max_abs, cosine and top1, each None if it is not finite.
+        cold: load_ms (file to ready engine) and first_ms (first call), of a new process.
         timing: by kind of call (``call``, or ``prefill`` and ``step`` of a streaming model):
-            batch, warmup, iterations, throughput (samples a second) and latency_ms with
-            Avg P50 P90 P95 P99 Min Max Std.
+            batch, mode, warmup, iterations, seconds, throughput (samples a second), latency_ms
+            with Avg P50 P90 P95 P99 Min Max Std from host to host, spread (Std by Avg), device_ms
+            (GPU times of to_device, compute, to_host), energy, watch and doubts.
+        device_memory_mb: peak mebibytes of GPU memory, None if the device does not say.
+        profile: whole_ms, profiled_ms and layers: name, operator, class, module, milliseconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     status: Literal["passed", "failed", "built, not run: no CUDA device"]
     model_sha256: str
     target: str
@@ -98,7 +99,10 @@ class DeviceResult(BaseModel):
     warnings: tuple[str, ...]
     tolerance: dict[str, float]
     drift: dict[str, dict[str, float | None]] | None
+    cold: dict[str, float] | None
     timing: dict[str, dict[str, Any]] | None
+    device_memory_mb: float | None
+    profile: dict[str, Any] | None
 
 
 def convert(source: Path, out: Path, target: Target) -> Artifact:
@@ -122,8 +126,8 @@ def convert(source: Path, out: Path, target: Target) -> Artifact:
         room.mkdir()
         _pack_script(room / "run.pyz")
         copied = _copy_model(model, source, room)
-        facts = _facts(model, target, copied, digest([room / name for name in copied]))
-        facts["flags"] += _sparse_flags(model, source.parent, target)
+        facts = kit_facts(model, target, source.parent)
+        facts["model"] = {"files": copied, "sha256": digest([room / name for name in copied])}
         (room / "kit.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (room / "README.txt").write_text(_readme(facts, target), encoding="utf-8")
     details = {
@@ -148,11 +152,11 @@ def read_result(path: Path, kits: Mapping[str, str]) -> DeviceResult:
     again = "Run run.pyz of this bundle's on_device folder on the device again."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        version = content["schema_version"] if isinstance(content, dict) else None
+        found = content["schema_version"] if isinstance(content, dict) else None
     except (OSError, ValueError, KeyError) as error:
         raise EdgekitError(f"{path} is not a device result.", repr(error), again) from error
-    if version != SCHEMA_VERSION:
-        why = f"Its schema_version is {version!r}; this edgekit reads {SCHEMA_VERSION}."
+    if found != SCHEMA_VERSION:
+        why = f"Its schema_version is {found!r}; this edgekit reads {SCHEMA_VERSION}."
         raise EdgekitError(f"{path} cannot be read.", why, again)
     try:
         result = DeviceResult(**content)
@@ -167,7 +171,7 @@ def read_result(path: Path, kits: Mapping[str, str]) -> DeviceResult:
 
 def trtexec(facts: dict[str, Any]) -> str:
     """The ``trtexec`` command that builds and times the engine of ``kit.json`` on its device."""
-    major = _version(facts["tensorrt"])[0]
+    major = version(facts["tensorrt"])[0]
     options = ["--onnx=model.onnx", "--saveEngine=engine.plan"]
     if major == 10:  # 11 has only strongly typed networks, 8 has none
         options.append("--stronglyTyped")
@@ -200,7 +204,7 @@ def _load(source: Path, target: Target) -> onnx.ModelProto:
             f"{target.title} ({target.system}) takes opset {target.opset} at most.",
             f"Export it again for {target.name}.",
         )
-    if _version(target.runtime_version) < NORMALIZATION_SINCE:
+    if version(target.runtime_version) < NORMALIZATION_SINCE:
         _refuse(model, "LayerNormalization", source, target)
     return model
 
@@ -214,10 +218,6 @@ def _refuse(model: onnx.ModelProto, operator: str, source: Path, target: Target)
             f"TensorRT {target.runtime_version} of {target.title} has no such operator.",
             "Write it as ReduceMean, Sub, Mul, Sqrt and Div before the export.",
         )
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("."))
 
 
 def _pack_script(out: Path) -> None:
@@ -245,42 +245,6 @@ def _copy_model(model: onnx.ModelProto, source: Path, folder: Path) -> list[str]
         shutil.copy(source.with_name(name), folder / name)
     shutil.copy(source, folder / "model.onnx")
     return ["model.onnx", *data]
-
-
-def _facts(model: onnx.ModelProto, target: Target, files: list[str], sha256: str) -> dict[str, Any]:
-    """The content of kit.json."""
-    precision = _precision(model)
-    float_flags = ["FP16"] if target.float_dtype == "fp16" else []
-    keep = {"name", "title", "system", "compute_capability", "memory_gb", "power_modes"}
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "target": target.model_dump(mode="json", include=keep),
-        "tensorrt": target.runtime_version,
-        "precision": precision,
-        "flags": {"fp32": [], "fp16": ["FP16"], "int8": ["INT8", *float_flags]}[precision],
-        **interface(model),
-        "model": {"files": files, "sha256": sha256},
-        "tolerance": TOLERANCE[precision],
-    }
-
-
-def _sparse_flags(model: onnx.ModelProto, folder: Path, target: Target) -> list[str]:
-    """The flag that lets TensorRT skip zeros, where there are some and the GPU can (Ampere on)."""
-    able = _version(target.compute_capability or "0") >= SPARSE_SINCE
-    return [SPARSE] if able and sparsity.sparse(model, folder) else []
-
-
-def _precision(model: onnx.ModelProto) -> str:
-    """What the graph itself says: int8 with Q/DQ, fp16 with any half-precision tensor."""
-    import onnx
-
-    half = onnx.TensorProto.FLOAT16
-    if any(node.op_type == "DequantizeLinear" for node in model.graph.node):
-        return "int8"
-    if any(tensor.data_type == half for tensor in model.graph.initializer):
-        return "fp16"
-    casts = (a.i for n in model.graph.node if n.op_type == "Cast" for a in n.attribute)
-    return "fp16" if half in casts else "fp32"
 
 
 def _readme(facts: dict[str, Any], target: Target) -> str:

@@ -25,7 +25,7 @@ from edgekit.converters.kit.build import (
     parse,
     shapes_of,
 )
-from edgekit.converters.kit.engine import Cuda
+from edgekit.converters.kit.cuda import Cuda
 from edgekit.converters.kit.problem import Problem
 from edgekit.errors import EdgekitError
 

@@ -1,13 +1,13 @@
-"""Run an engine: CUDA memory through the driver, no CUDA toolkit, PyCUDA or torch."""
+"""Run an engine, from host arrays to host arrays."""
 
 from __future__ import annotations
 
-import ctypes
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .problem import NoDevice, Problem
+from .cuda import Cuda
+from .problem import Problem
 
 if TYPE_CHECKING:
     from .build import Shapes
@@ -15,86 +15,8 @@ if TYPE_CHECKING:
     Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-class Cuda:
-    """One GPU and a stream, through the driver's own library: no CUDA toolkit is needed."""
-
-    def __init__(self) -> None:
-        try:
-            self.lib = ctypes.CDLL("libcuda.so.1")
-        except OSError as error:
-            raise NoDevice(
-                "No CUDA device.", f"The NVIDIA driver is not installed: {error}.", "Install it."
-            ) from error
-        status = self.lib.cuInit(0)
-        if status != 0:
-            why = f"cuInit returned {status} (100 means that no device is visible)."
-            raise NoDevice("No CUDA device.", why, "Run this where an NVIDIA GPU is visible.")
-        self.device, self.stream = ctypes.c_int(), ctypes.c_void_p()
-        context = ctypes.c_void_p()
-        self.call("cuDeviceGet", ctypes.byref(self.device), 0)
-        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self.device)
-        self.call("cuCtxSetCurrent", context)
-        self.call("cuStreamCreate", ctypes.byref(self.stream), 0)
-
-    def call(self, name: str, *arguments: Any) -> None:
-        """Call a driver function; a status other than 0 is a Problem."""
-        status = getattr(self.lib, name)(*arguments)
-        if status != 0:
-            text = ctypes.c_char_p()
-            self.lib.cuGetErrorString(status, ctypes.byref(text))
-            raise Problem(f"CUDA's {name} failed.", f"{(text.value or b'?').decode()} ({status}).")
-
-    @property
-    def name(self) -> str:
-        text = ctypes.create_string_buffer(256)
-        self.call("cuDeviceGetName", text, len(text), self.device)
-        return text.value.decode()
-
-    @property
-    def capability(self) -> str:
-        """The compute capability, such as "8.7"."""
-        numbers = []
-        for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
-            number = ctypes.c_int()
-            self.call("cuDeviceGetAttribute", ctypes.byref(number), attribute, self.device)
-            numbers.append(str(number.value))
-        return ".".join(numbers)
-
-    def allocate(self, size: int) -> int:
-        address = ctypes.c_uint64()
-        self.call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
-        return address.value
-
-    def free(self, address: int) -> None:
-        self.call("cuMemFree_v2", ctypes.c_uint64(address))
-
-    def upload(self, address: int, array: np.ndarray[Any, Any]) -> None:
-        if not array.nbytes:
-            return
-        source, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
-        self.call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), source, size, self.stream)
-
-    def download(self, array: np.ndarray[Any, Any], address: int) -> None:
-        if not array.nbytes:
-            return
-        target, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
-        self.call("cuMemcpyDtoHAsync_v2", target, ctypes.c_uint64(address), size, self.stream)
-
-    def wait(self) -> None:
-        self.call("cuStreamSynchronize", self.stream)
-
-    def close(self) -> None:
-        self.call("cuStreamDestroy_v2", self.stream)
-        self.call("cuDevicePrimaryCtxRelease_v2", self.device)
-
-
-def cuda_available() -> bool:
-    """Whether there is a CUDA device."""
-    try:
-        Cuda().close()
-    except NoDevice:
-        return False
-    return True
+#: What the GPU's time of a call is spent on, in order; a CUDA event lies before and after each.
+PARTS = ("to_device", "compute", "to_host")
 
 
 class Engine:
@@ -111,6 +33,10 @@ class Engine:
                 "An engine runs only with the TensorRT and the GPU it was built for: rebuild it.",
             )
         self._context = self._engine.create_execution_context()
+        # The build keeps details for the profile; naming each kernel to NVIDIA's tools costs time.
+        self._context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
+        self._events = [self.cuda.event() for _ in range(len(PARTS) + 1)]
+        self._ran = False
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         mode = trt.TensorIOMode.INPUT
         self.inputs = [n for n in names if self._engine.get_tensor_mode(n) == mode]
@@ -125,7 +51,9 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         for address, _size in self._memory.values():
             self.cuda.free(address)
-        self._memory = {}
+        for event in self._events:
+            self.cuda.forget(event)
+        self._memory, self._events = {}, []
         self._context = self._engine = self._runtime = None
         self.cuda.close()
 
@@ -147,10 +75,28 @@ class Engine:
         """Outputs by name for one batch of inputs by name; the copies are included."""
         self._complete(inputs)
         held = {name: self._ready(name, inputs[name]) for name in self.inputs}
+        places = {name: self._place(name, array.nbytes) for name, array in held.items()}
+        outputs = self._outputs(held)
+        start, copied, computed, ended = self._events
+        self.cuda.record(start)
+        for name, array in held.items():
+            self.cuda.upload(places[name], array)
+        self.cuda.record(copied)
+        if not self._context.execute_async_v3(self.cuda.stream.value):
+            raise Problem("TensorRT could not run the engine.", "See its errors above.")
+        self.cuda.record(computed)
+        for name, array in outputs.items():
+            self.cuda.download(array, self._memory[name][0])
+        self.cuda.record(ended)
+        self.cuda.wait()
+        self._ran = True
+        return outputs
+
+    def _outputs(self, held: Arrays) -> Arrays:
+        """Empty arrays for the outputs of these inputs, with memory on the GPU for each."""
         for name, array in held.items():
             if not self._context.set_input_shape(name, array.shape):
                 raise Problem(f"The engine does not take shape {array.shape} for input {name!r}.")
-            self.cuda.upload(self._place(name, array.nbytes), array)
         outputs = {}
         for name in self.outputs:
             shape = tuple(self._context.get_tensor_shape(name))
@@ -159,12 +105,27 @@ class Engine:
                 raise Problem("The inputs' shapes do not fit each other.", f"Given: {given}.")
             outputs[name] = np.empty(shape, self.dtypes[name])
             self._place(name, outputs[name].nbytes)
-        if not self._context.execute_async_v3(self.cuda.stream.value):
-            raise Problem("TensorRT could not run the engine.", "See its errors above.")
-        for name, array in outputs.items():
-            self.cuda.download(array, self._memory[name][0])
-        self.cuda.wait()
         return outputs
+
+    def device_times(self) -> dict[str, float]:
+        """Milliseconds on the GPU of the last call, by part; empty before the first.
+
+        They are the differences of CUDA events in the stream. The rest of a call's time is the
+        host's: its own work, and waiting.
+        """
+        if not self._ran:
+            return {}
+        ends = zip(self._events, self._events[1:])
+        return {name: self.cuda.elapsed(*pair) for name, pair in zip(PARTS, ends)}
+
+    def profile(self, profiler: Any) -> None:
+        """Tell an IProfiler the time of each layer in the calls that follow, which slows them."""
+        self._context.profiler = profiler
+
+    def layer_information(self, kind: Any) -> str:
+        """What TensorRT says of the engine's layers, in a LayerInformationFormat."""
+        text: str = self._engine.create_engine_inspector().get_engine_information(kind)
+        return text
 
     def infer_all(self, inputs: Arrays) -> Arrays:
         """Like infer, for any number of samples: in batches, a last one too small filled up."""

@@ -8,8 +8,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
-import numpy as np
-
 from .problem import Problem
 
 if TYPE_CHECKING:
@@ -68,6 +66,8 @@ def check_model(folder: Path, kit: dict[str, Any]) -> None:
 
 def load_reference(folder: Path, kit: dict[str, Any]) -> tuple[Arrays, Arrays]:
     """(inputs, expected outputs) by name, batch first; states have none."""
+    import numpy as np
+
     path = folder / "reference.npz"
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import time
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any, Iterable, NamedTuple, Sequence
 
 import numpy as np
 
 from .problem import Problem
+from .watch import Watch, doubts
 
 if TYPE_CHECKING:
     from .engine import Arrays, Engine
+
+LATENCY, SINGLE_STREAM = "latency", "single-stream"
+#: The least number of timed calls, and of seconds, of each mode; MLPerf's own runs take 600 s.
+LEAST = {LATENCY: (100, 2.0), SINGLE_STREAM: (1024, 60.0)}
 
 
 def compare(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -48,21 +54,116 @@ def statistics(seconds: Sequence[float]) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in values.items()}
 
 
-def measure(engine: Engine, inputs: Arrays, warmup: int, iterations: int) -> dict[str, Any]:
-    """Host-to-host latency of one call, and throughput in samples a second."""
-    for _ in range(warmup):
-        engine.infer(inputs)
-    times, started = [], time.perf_counter()
-    for _ in range(iterations):
-        before = time.perf_counter()
-        engine.infer(inputs)
-        times.append(time.perf_counter() - before)
-    elapsed = time.perf_counter() - started
-    batch = len(inputs[engine.inputs[0]])
-    return {
+class Settings(NamedTuple):
+    """How to time: it ends when both the least number of calls and the least time are reached.
+
+    Attributes:
+        mode: "latency" repeats one call; "single-stream", as MLPerf's, answers one query after
+            another, on samples drawn at random.
+    """
+
+    mode: str
+    warmup: int
+    iterations: int
+    seconds: float
+
+    @classmethod
+    def of(cls, options: Any) -> Settings:
+        """From the command line; each mode has its own least figures."""
+        iterations, seconds = LEAST[options.mode]
+        if options.mode == SINGLE_STREAM and (options.iterations or iterations) < iterations:
+            raise Problem(
+                f"{SINGLE_STREAM} takes {iterations:,} queries at least.",
+                f"--iterations {options.iterations} is fewer.",
+                "Leave it out, or use --mode latency.",
+            )
+        return cls(
+            options.mode,
+            options.warmup,
+            options.iterations or iterations,
+            seconds if options.seconds is None else options.seconds,
+        )
+
+
+def measure(engine: Engine, calls: Sequence[Arrays], settings: Settings) -> dict[str, Any]:
+    """Time calls from host arrays to host arrays, with the machine watched meanwhile.
+
+    Args:
+        calls: the inputs of one call; of single-stream those of several, one sample each.
+
+    Returns:
+        batch, mode, warmup, iterations, seconds, latency_ms, throughput (samples a second),
+        spread (standard deviation by mean), device_ms (medians of the GPU's times), energy of one
+        sample, watch and doubts; of single-stream also samples and p90_at_most_ms, which p90
+        does not exceed with a confidence of 99%.
+    """
+    for number in range(settings.warmup):
+        engine.infer(calls[number % len(calls)])
+    times: list[float] = []
+    parts: list[dict[str, float]] = []
+    chance, clock = random.Random(0), time.perf_counter
+    with Watch(device="gpu") as watch:
+        end = clock() + settings.seconds
+        while len(times) < settings.iterations or clock() < end:
+            inputs = calls[chance.randrange(len(calls))] if len(calls) > 1 else calls[0]
+            before = clock()
+            engine.infer(inputs)
+            times.append(clock() - before)
+            parts.append(engine.device_times())
+    return _figures(len(calls[0][engine.inputs[0]]), len(calls), settings, times, parts, watch)
+
+
+def _figures(
+    batch: int,
+    samples: int,
+    settings: Settings,
+    times: Sequence[float],
+    parts: Sequence[dict[str, float]],
+    watch: Watch,
+) -> dict[str, Any]:
+    watched, mean = watch.report(), float(np.mean(times))
+    spread = float(np.std(times)) / mean
+    found = {
         "batch": batch,
-        "warmup": warmup,
-        "iterations": iterations,
+        "mode": settings.mode,
+        "warmup": settings.warmup,
+        "iterations": len(times),
+        "seconds": round(sum(times), 3),
         "latency_ms": statistics(times),
-        "throughput": round(batch * iterations / elapsed, 2),
+        "throughput": round(batch / mean, 2),
+        "spread": round(spread, 4),
+        "device_ms": {name: _median(part[name] for part in parts) for name in parts[0]} or None,
+        "energy": _energy(watched, len(times) * batch),
+        "watch": watched,
+        "doubts": doubts(watched, spread),
+    }
+    if settings.mode == SINGLE_STREAM:
+        found.update(samples=samples, p90_at_most_ms=round(p90_at_most(times) * 1e3, 4))
+    return found
+
+
+def _median(values: Iterable[float]) -> float:
+    return round(float(np.median(list(values))), 4)
+
+
+def p90_at_most(times: Sequence[float]) -> float:
+    """What p90 does not exceed with a confidence of 99%: MLPerf's early-stopping estimate.
+
+    The order statistic above which p90 lies with a chance of 1% (binomial, by its normal
+    approximation), or the largest where there are too few.
+    """
+    count = len(times)
+    rank = int(np.ceil(0.9 * count + 2.326 * np.sqrt(0.09 * count) + 0.5))
+    return float(np.sort(np.asarray(times))[min(rank, count) - 1])
+
+
+def _energy(watched: dict[str, Any], samples: int) -> dict[str, Any]:
+    """Joules a sample, of all that the meter sees; or why there are none."""
+    found = watched["energy"]
+    if found["joules"] is None:
+        return {"meter": None, "why": found.get("why") or "no meter"}
+    return {
+        "meter": found["meter"],
+        "joules_per_inference": found["joules"] / samples,
+        "watts": found["watts"],
     }

@@ -18,6 +18,6 @@ class NoDevice(Problem):
 
 
 def say(text: str) -> None:
-    """One line to the person who runs this."""
+    """One line to the person who runs this, at once: it may be read over SSH, or from a file."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

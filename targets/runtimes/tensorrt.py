@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgekit.converters.kit.build import load_tensorrt, make_log
 from edgekit.converters.kit.problem import NoDevice, Problem
@@ -14,16 +16,18 @@ from edgekit.targets.runtimes import Arrays, Runtime, split
 
 if TYPE_CHECKING:
     from edgekit.converters.kit.engine import Engine
+    from edgekit.profiling import Layers
 
 OPENS = (".plan",)
 REQUIRES = {"tensorrt_rtx": "tensorrt-rtx"}
+THREADED = False
 #: The first bytes of an engine made by TensorRT-RTX.
 RTX_MAGIC = b"vtrt"
 
 
 def unavailable() -> str:
     """Why no engine can run here, or ``""``."""
-    from edgekit.converters.kit.engine import cuda_available
+    from edgekit.converters.kit.cuda import cuda_available
 
     return "" if cuda_available() else "no GPU"
 
@@ -39,7 +43,50 @@ def trace(artifact: Path, inputs: Arrays) -> Arrays:
         return engine.infer(inputs)
 
 
-def open(artifact: Path, threads: int | None = None) -> Runtime:
+def layers(artifact: Path, inputs: Arrays, threads: int | None = None) -> Layers:
+    """What TensorRT says of how long each layer of the engine takes, by its profiler.
+
+    The modules are those of the ONNX file that the engine was built from, where that lies beside
+    it in the bundle, or the kit's.
+
+    Args:
+        inputs: those of one call, in a batch that the engine takes.
+        threads: has no meaning on a GPU.
+
+    Raises:
+        EdgekitError: as ``open``; or TensorRT timed nothing.
+    """
+    from edgekit.converters.kit.profile import profile
+    from edgekit.profiling import Layer, Layers
+
+    with open(artifact) as session:
+        try:
+            found = profile(session.trt, session.engine, inputs, _nodes(artifact))
+        except Problem as problem:
+            raise _error(artifact, problem) from problem
+    rows = [
+        Layer(row["name"], row["operator"], row["module"], row["milliseconds"], row["class"])
+        for row in found["layers"]
+    ]
+    return Layers(rows, found["whole_ms"], found["profiled_ms"])
+
+
+def _nodes(artifact: Path) -> Mapping[str, Any]:
+    """The nodes of the engine's ONNX file, as in ``kit.json``; none where there is no such file."""
+    import onnx
+
+    from edgekit.converters.kit_facts import layer_facts
+
+    kit, source = artifact.with_name("kit.json"), artifact.with_name("model.onnx")
+    if kit.is_file():
+        stored: Mapping[str, Any] = json.loads(kit.read_text(encoding="utf-8"))["layers"]
+        return stored
+    if source.is_file():
+        return layer_facts(onnx.load(str(source), load_external_data=False))
+    return layer_facts(onnx.ModelProto())
+
+
+def open(artifact: Path, threads: int | None = None) -> TensorRT:
     """Load an engine on the first GPU.
 
     Args:
@@ -49,7 +96,8 @@ def open(artifact: Path, threads: int | None = None) -> Runtime:
     Raises:
         EdgekitError: no GPU, no TensorRT, or an engine made for another version or GPU.
     """
-    from edgekit.converters.kit.engine import Cuda, Engine
+    from edgekit.converters.kit.cuda import Cuda
+    from edgekit.converters.kit.engine import Engine
 
     try:
         plan = artifact.read_bytes()
@@ -59,7 +107,7 @@ def open(artifact: Path, threads: int | None = None) -> Runtime:
     try:
         Cuda().close()
         trt = load_tensorrt(package)
-        return _TensorRT(artifact, Engine(trt, plan, make_log(trt, say)))
+        return TensorRT(artifact, trt, Engine(trt, plan, make_log(trt, say)))
     except NoDevice as problem:
         fix = "Copy the bundle to a machine with the target's GPU and verify it there."
         raise EdgekitError(f"{artifact}: not run: no GPU.", problem.why, fix) from problem
@@ -67,15 +115,20 @@ def open(artifact: Path, threads: int | None = None) -> Runtime:
         raise _error(artifact, problem) from problem
 
 
-class _TensorRT(Runtime):
-    """A loaded engine; any number of samples is run in batches that the engine takes."""
+class TensorRT(Runtime):
+    """A loaded engine; any number of samples is run in batches that the engine takes.
 
-    def __init__(self, artifact: Path, engine: Engine) -> None:
-        self._artifact, self._engine = artifact, engine
+    Attributes:
+        trt: the module, ``tensorrt`` or ``tensorrt_rtx``.
+        engine: the kit's.
+    """
+
+    def __init__(self, artifact: Path, trt: Any, engine: Engine) -> None:
+        self._artifact, self.trt, self.engine = artifact, trt, engine
 
     def close(self) -> None:
         """Free the engine and its memory."""
-        self._engine.__exit__()
+        self.engine.__exit__()
 
     @property
     def batch(self) -> int | None:
@@ -85,16 +138,16 @@ class _TensorRT(Runtime):
     @property
     def inputs(self) -> tuple[Input, ...]:
         """What it takes in each call beside its states."""
-        return tuple(split(self._declared(), self._engine.outputs)[0])
+        return tuple(split(self._declared(), self.engine.outputs)[0])
 
     @property
     def states(self) -> tuple[State, ...]:
         """What it carries from call to call."""
-        return tuple(split(self._declared(), self._engine.outputs)[1])
+        return tuple(split(self._declared(), self.engine.outputs)[1])
 
     def _declared(self) -> list[Input]:
         """Its inputs with the ranges that it was built for."""
-        engine, found = self._engine, []
+        engine, found = self.engine, []
         for name, bounds in engine.shapes.items():
             carried = State(name, ()).output in engine.outputs
             sizes = enumerate(zip(*bounds, strict=True))
@@ -102,14 +155,18 @@ class _TensorRT(Runtime):
             found.append(Input(name, shape, str(engine.dtypes[name])))
         return found
 
+    def device_times(self) -> dict[str, float]:
+        """Milliseconds on the GPU, by CUDA events, of the last call (of its last batch)."""
+        return self.engine.device_times()
+
     def infer(self, inputs: Arrays) -> Arrays:
         """Outputs by name for inputs by name, batch first, of any sizes in the engine's ranges."""
-        sizes = {name: bounds[-1] for name, bounds in self._engine.shapes.items()}
+        sizes = {name: bounds[-1] for name, bounds in self.engine.shapes.items()}
         try:
             # A value between two parts of a model need not have the samples first.
             if all(n in inputs and inputs[n].shape == size for n, size in sizes.items()):
-                return self._engine.infer(inputs)
-            return self._engine.infer_all(inputs)
+                return self.engine.infer(inputs)
+            return self.engine.infer_all(inputs)
         except Problem as problem:
             raise _error(self._artifact, problem) from problem
 

@@ -13,8 +13,9 @@ import pytest
 
 from edgekit import targets
 from edgekit.converters import on_device
-from edgekit.converters.kit.engine import cuda_available
+from edgekit.converters.kit.cuda import cuda_available
 from edgekit.converters.kit.measure import compare, statistics, within
+from edgekit.converters.kit_facts import TOLERANCE
 from edgekit.errors import EdgekitError
 
 pytest.importorskip("tensorrt_rtx")
@@ -122,14 +123,58 @@ def test_on_a_jetson_it_checks_and_measures(artifact, jetson, run_kit):
     result = on_device.read_result(artifact.path / "result.json", kits(artifact))
     assert result.status == "passed"
     assert result.device["gpu"] == {"name": "Orin", "compute_capability": "8.7"}
-    assert result.tensorrt == "8.5.2.2"
+    assert (result.tensorrt, result.warnings, result.profile) == ("10.3.0", (), None)
     assert result.build["activation_bytes"] == 512
     assert result.drift["y"]["max_abs"] == 0
     assert result.drift["y"]["top1"] == 1
+    assert list(result.cold) == ["load_ms", "first_ms"]
+    assert all(ms > 0 for ms in result.cold.values())
+    assert result.device_memory_mb is not None
     assert list(result.timing) == ["call"]
-    assert result.timing["call"]["iterations"] == 20
-    assert list(result.timing["call"]["latency_ms"]) == "Avg P50 P90 P95 P99 Min Max Std".split()
-    assert "Made for TensorRT 10.3" in result.warnings[0]
+    call = result.timing["call"]
+    assert (call["mode"], call["iterations"]) == ("latency", 20)
+    assert list(call["latency_ms"]) == "Avg P50 P90 P95 P99 Min Max Std".split()
+    assert list(call["device_ms"]) == ["to_device", "compute", "to_host"]
+    assert 0 < sum(call["device_ms"].values()) <= call["latency_ms"]["Max"]
+    ratio = call["latency_ms"]["Std"] / call["latency_ms"]["Avg"]
+    assert call["spread"] == pytest.approx(ratio, 0.02)
+    assert call["energy"]["meter"] is None or call["energy"]["joules_per_inference"] > 0
+    assert call["watch"]["seconds"] > 0
+    for told in ("Cold start:", "Latency of a call (ms):", "Of it on the GPU (ms):", "Energy"):
+        assert told in done.stdout
+
+
+def test_single_stream_draws_from_the_samples_and_gives_p90(artifact, jetson, run_kit):
+    done = run_kit(artifact.path, "--mode", "single-stream", **jetson)
+    assert done.returncode == 0, done.stderr
+    call = json.loads((artifact.path / "result.json").read_text())["timing"]["call"]
+    assert (call["mode"], call["samples"]) == ("single-stream", 5)
+    assert call["iterations"] == 1024
+    assert call["latency_ms"]["P90"] <= call["p90_at_most_ms"] <= call["latency_ms"]["Max"]
+    refused = run_kit(artifact.path, "--mode", "single-stream", "--iterations", "10", **jetson)
+    assert refused.returncode == 2
+    assert "takes 1,024 queries at least" in refused.stderr
+
+
+def test_a_run_in_the_background_is_followed_to_its_end(artifact, jetson, run_kit):
+    started = run_kit(artifact.path, "--background", "--iterations", "3", **jetson)
+    assert started.returncode == 0, started.stderr
+    followed = run_kit(artifact.path, "--follow", **jetson)
+    assert followed.returncode == 0, followed.stderr
+    assert "Building with tensorrt 10.3.0" in followed.stdout
+    assert "Status: passed." in followed.stdout
+    unfit = {**jetson, "FAKE_SM": "11.0"}
+    assert run_kit(artifact.path, "--background", **unfit).returncode == 0
+    followed = run_kit(artifact.path, "--follow", **unfit)
+    assert followed.returncode == 2
+    assert "--target jetson-thor" in followed.stdout + followed.stderr
+
+
+def test_it_times_for_the_least_time_as_well(artifact, jetson, run_kit):
+    assert run_kit(artifact.path, "--iterations", "2", "--seconds", "0.3", **jetson).returncode == 0
+    call = json.loads((artifact.path / "result.json").read_text())["timing"]["call"]
+    assert call["iterations"] > 2
+    assert call["watch"]["seconds"] >= 0.3
 
 
 def test_the_runtime_runs_the_same_engine(artifact, jetson, run_kit):
@@ -145,6 +190,8 @@ assert tensorrt.trace(plan, {"x": np.ones((1, 4), np.float32)})["y"].tolist() ==
 with tensorrt.open(plan) as engine:
     y = engine.infer({"x": np.arange(12, dtype=np.float32).reshape(3, 4)})["y"]
     assert y.tolist() == [[0, 2, 4, 6], [8, 10, 12, 14], [16, 18, 20, 22]], y
+    times = engine.device_times()
+    assert list(times) == ["to_device", "compute", "to_host"] and min(times.values()) > 0, times
     try:
         engine.infer({"x": np.zeros((1, 4))})
     except Exception as error:
@@ -168,17 +215,18 @@ def test_wrong_outputs_fail_and_are_reported(artifact, jetson, run_kit):
     assert result["timing"]["call"]["throughput"] > 0
 
 
-def test_flags_stand_in_for_strong_types_before_tensorrt_10(tmp_path, jetson, run_kit):
-    xavier = targets.load("jetson-xavier-nx")
+def test_flags_stand_in_for_strong_types_before_tensorrt_10(tmp_path, xavier, run_kit):
+    target = targets.load("jetson-xavier-nx")
     source = save(tmp_path / "half.onnx")
     model = onnx.load(source)
     model.graph.initializer.append(onnx.helper.make_tensor("unused", 10, [1], [1.0]))
     onnx.save(model, source)
-    kit = on_device.convert(source, tmp_path / "on_device", xavier)
+    kit = on_device.convert(source, tmp_path / "on_device", target)
     add_reference(kit.path)
     assert kit.details["precision"] == "fp16"
     assert kit.details["trtexec"].count("--fp16") == 1
-    assert run_kit(kit.path, "--iterations", "1", **jetson).returncode == 0
+    done = run_kit(kit.path, "--iterations", "1", **xavier)
+    assert done.returncode == 0, done.stderr
     assert json.loads((kit.path / "engine.plan").read_bytes())["flags"] == ["FP16"]
 
 
@@ -328,7 +376,7 @@ def test_int8_is_seen_in_the_graph(tmp_path, target):
     kit = on_device.convert(source, tmp_path / "on_device", target)
     assert kit.details["precision"] == "int8"
     facts = json.loads((kit.path / "kit.json").read_text())
-    assert facts["tolerance"] == on_device.TOLERANCE["int8"]
+    assert facts["tolerance"] == TOLERANCE["int8"]
     assert facts["flags"] == ["INT8", "FP16"]
 
 
@@ -339,7 +387,7 @@ def test_an_old_kit_is_replaced(artifact, tmp_path, target):
 
 def result_of(artifact, **changes):
     content = {
-        "schema_version": 2,
+        "schema_version": 3,
         "status": "passed",
         "model_sha256": artifact.details["model_sha256"],
         "target": "jetson-orin-nano-super",
@@ -350,7 +398,10 @@ def result_of(artifact, **changes):
         "warnings": [],
         "tolerance": {},
         "drift": {"y": {"max_abs": None, "cosine": None}},
+        "cold": None,
         "timing": None,
+        "device_memory_mb": None,
+        "profile": None,
         **changes,
     }
     path = artifact.path / "result.json"

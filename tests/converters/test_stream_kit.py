@@ -1,5 +1,6 @@
 """Kits of streaming models: sequences fed in pieces to the Jetson stand-in."""
 
+import io
 import json
 import os
 import subprocess
@@ -8,12 +9,14 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
 from edgekit import single, targets
 from edgekit.bundle import Draft, Manifest, Row
 from edgekit.converters import on_device
 from edgekit.converters.interface import DIMS, STATES
 from edgekit.converters.kit.stream import STEPS, pieces
+from edgekit.table import bundle_table
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -87,7 +90,7 @@ def test_a_stream_is_checked_in_pieces_and_timed_by_kind_of_call(kit, jetson, ru
 
 
 def test_a_bundle_gets_a_latency_for_each_kind_of_call(kit, jetson, run_kit, tmp_path):
-    assert run_kit(kit.path, "--iterations", "3", **jetson).returncode == 0
+    assert run_kit(kit.path, "--iterations", "3", "--profile", **jetson).returncode == 0
     about = {"sha256": None, "size": None, "status": "built", "ok": True}
     row = Row(
         target="jetson-orin-nano-super",
@@ -96,8 +99,9 @@ def test_a_bundle_gets_a_latency_for_each_kind_of_call(kit, jetson, run_kit, tmp
         details=dict(kit.details),
         **about,
     )
-    empty = ("recipe", "model", "data", "targets", "versions", "environment", "steps")
+    empty = ("data", "targets", "versions", "environment", "steps")
     told = {"status": "ok", "request": "r", "created": "now", "baseline": [], "rows": [row]}
+    told |= {"recipe": {"model": "sums", "precision": "fp32"}, "model": {"top1": None}}
     with Draft(tmp_path / "bundle") as draft:
         draft.finish(Manifest(**{name: {} for name in empty}, **told), set())
     bundle = single.read_back(tmp_path / "bundle", kit.path / "result.json")
@@ -105,6 +109,16 @@ def test_a_bundle_gets_a_latency_for_each_kind_of_call(kit, jetson, run_kit, tmp
     assert row.status == "verified on the device"
     assert [entry["phase"] for entry in row.latency] == ["prefill", "step"]
     assert all(entry["latency_ms"]["p50"] > 0 for entry in row.latency)
+    assert all(entry["device_ms"]["compute"] > 0 for entry in row.latency)
+    assert all(set(entry["energy"]) >= {"meter"} for entry in row.latency)
+    first, second = row.latency
+    assert first["cold"]["load_ms"] > 0
+    assert "cold" not in second
+    assert sum(share["share"] for share in first["profile"]["by_class"]) == pytest.approx(1)
+    table = io.StringIO()
+    Console(file=table, width=300).print(bundle_table(bundle))
+    assert "prefill: " in table.getvalue()
+    assert "ms of it the GPU computes" in table.getvalue()
 
 
 def test_an_engine_that_forgets_between_calls_fails(tmp_path, jetson, run_kit):

@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 
 from edgekit import files, targets
 from edgekit.converters import tensorrt
-from edgekit.converters.kit.engine import cuda_available
+from edgekit.converters.kit.cuda import cuda_available
 from edgekit.errors import EdgekitError
 from edgekit.targets.runtimes import tensorrt as runtime
 

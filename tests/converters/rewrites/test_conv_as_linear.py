@@ -49,3 +49,13 @@ def test_equal_in_float64(batch, kernel, bias):
 def test_other_convolutions_stay(options):
     rewritten = rewrite(export(torch.nn.Conv2d(4, 6, **options), 3))
     assert len(list(Editor(rewritten).calls("aten.conv2d.default"))) == 1
+
+
+def test_one_after_another():
+    torch.manual_seed(0)
+    pair = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 1), torch.nn.Conv2d(6, 5, 2, stride=2))
+    graph = export(pair, 3)
+    rewritten = rewrite(graph)
+    assert not list(Editor(rewritten).calls("aten.conv2d.default"))
+    before, after = graph.run({"input": X})["y"], rewritten.run({"input": X})["y"]
+    assert np.abs(before - after).max() < 1e-12
