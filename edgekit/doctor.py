@@ -21,6 +21,15 @@ class Ability:
 
 
 @dataclass(frozen=True)
+class Way:
+    """A runtime: what it opens, and why it cannot run that here, with the remedy; '' if it can."""
+
+    runtime: str
+    opens: tuple[str, ...]
+    run: str
+
+
+@dataclass(frozen=True)
 class Checkup:
     """The doctor's findings.
 
@@ -28,12 +37,14 @@ class Checkup:
         installed: pip name -> version, of every package that edgekit can use.
         missing: pip names that are not installed.
         abilities: one a target.
+        runtimes: the ways to run artifacts.
         install: the command that installs what is missing, or ''.
     """
 
     installed: dict[str, str]
     missing: tuple[str, ...]
     abilities: tuple[Ability, ...]
+    runtimes: tuple[Way, ...]
     install: str
 
 
@@ -48,6 +59,7 @@ def doctor() -> Checkup:
         installed=packages.versions(wanted),
         missing=absent,
         abilities=tuple(_ability(targets.load(name)) for name in targets.names()),
+        runtimes=tuple(_way(name) for name in names("runtimes")),
         install=packages.install_command(absent) if absent else "",
     )
 
@@ -67,3 +79,8 @@ def _ability(target: targets.Target) -> Ability:
     if verify and len(target.formats) > 1:
         verify = f"its ONNX here, the engine not: {verify}"
     return Ability(target.name, build, verify, module.untimed())
+
+
+def _way(name: str) -> Way:
+    module = find("runtimes", name)
+    return Way(name, module.OPENS, module.unavailable() or module.untimed())

@@ -15,8 +15,18 @@ def missing(requires: Mapping[str, str]) -> list[str]:
 
 
 def versions(requires: Mapping[str, str]) -> dict[str, str]:
-    """Installed versions by pip name."""
-    return {pip: metadata.version(pip) for name, pip in requires.items() if util.find_spec(name)}
+    """Installed versions by pip name; by another one, such as onnxruntime-gpu, if that gave it."""
+    here = ((name, pip) for name, pip in requires.items() if util.find_spec(name))
+    return {pip: metadata.version(pip) for name, wanted in here for pip in _givers(name, wanted)}
+
+
+def _givers(name: str, pip: str) -> list[str]:
+    """The pip package that an import came in: ``pip``, else another; none if it is not pip's."""
+    try:
+        metadata.distribution(pip)
+    except metadata.PackageNotFoundError:
+        return list(dict.fromkeys(metadata.packages_distributions().get(name, ())))
+    return [pip]
 
 
 def install_command(pips: Iterable[str]) -> str:

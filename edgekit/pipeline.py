@@ -191,14 +191,11 @@ class Pipeline(Runtime):
         """Median milliseconds of each part in the calls so far."""
         return {name: float(np.median(times)) * 1e3 for name, times in self._times.items() if times}
 
-    def random_inputs(self) -> Arrays:
-        """Seeded random numbers in the shapes of the whole model's inputs."""
-        from edgekit.data import random_data
-        from edgekit.source import stacked
-
-        specs = tuple(Input.restore(spec) for spec in self.plan.inputs)
-        size = self.batch or 1
-        return next(stacked(random_data(specs, size, 0), size, size))
+    def device_times(self) -> dict[str, float]:
+        """Of all parts together; what is sent from part to part goes through the host."""
+        times = [session.device_times() for session in self._sessions.values()]
+        names = times[0] if all(times) else {}
+        return {name: sum(each[name] for each in times) for name in names}
 
 
 def load(runtime: str, artifact: Path, threads: int | None = None) -> Runtime:

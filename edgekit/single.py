@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,14 @@ from edgekit.bundle import MANIFEST, Bundle, Row
 from edgekit.drift import TOLERANCES, Drift, compare
 from edgekit.errors import EdgekitError
 from edgekit.find import find, names
-from edgekit.pipeline import SUFFIX, load
+from edgekit.pipeline import SUFFIX
 from edgekit.recipe import Recipe
 from edgekit.targets.runtimes import runtime_for
 from edgekit.whole import opened
 
 if TYPE_CHECKING:
     from edgekit.converters.on_device import DeviceResult
-    from edgekit.latency import Settings
+    from edgekit.latency import Plan
     from edgekit.targets.runtimes import Arrays
     from edgekit.work import Work
 
@@ -243,62 +243,35 @@ def load_reference(path: Path) -> tuple[Arrays, Arrays]:
     return sides[0], sides[1]
 
 
-def bench(path: Path, reference: Path | None, settings: Settings) -> dict[str, Any]:
+def bench(
+    path: Path | str,
+    plan: Plan | None = None,
+    reference: Path | None = None,
+    target: str | None = None,
+    against: Path | str | None = None,
+) -> dict[str, Any]:
     """Measure a bundle's artifacts, or one artifact, on this machine.
 
     Args:
         path: a bundle or an artifact.
-        reference: whose first samples are the inputs; a bundle has its own, and an ONNX file
-            alone is fed random numbers, which the report says.
-        settings: when to stop; its inputs are not used.
+        plan: runtimes, threads, batches, shapes, mode...; None is the latency of each artifact
+            in its target's runtime.
+        reference: whose samples are the inputs; a bundle has its own, and an ONNX file alone is
+            fed random numbers, which the report says.
+        target: only this target's artifacts, of a bundle.
+        against: another bundle or artifact to compare with, in turns: the rows are ratios.
 
     Returns:
-        A report for JSON: schema_version, environment, inputs, results.
+        A report for JSON; see ``edgekit.latency.benchmark``.
+
+    Raises:
+        EdgekitError: there is nothing to measure, or an artifact doesn't take such calls.
     """
     from edgekit import latency
-    from edgekit.machine import environment
 
-    if (path / MANIFEST).exists():
-        bundle = Bundle.open(path)
-        artifacts = [
-            (row.path, runtime_of(bundle, row))
-            for row in bundle.manifest.rows
-            if row.path is not None
-        ]
-        base, reference = path, path / "reference.npz"
-    else:
-        artifacts = [(path.name, find("converters", format_of(path)).RUNTIME)]
-        base = path.parent
-    results = []
-    for name, runtime in artifacts:
-        absent = "on the device" if runtime is None else find("runtimes", runtime).untimed()
-        if absent:
-            entries = [{"runtime": runtime or "tensorrt", "status": f"not run: {absent}"}]
-        else:
-            inputs = _call_inputs(base / name, str(runtime), reference)
-            used = replace(settings, inputs=inputs)
-            entries = latency.time_artifact(base / name, str(runtime), used)
-        results.append({"artifact": name, "entries": entries})
-    return {
-        "schema_version": latency.SCHEMA_VERSION,
-        "environment": environment(),
-        "inputs": str(reference) if reference else "random numbers",
-        "results": results,
-    }
-
-
-def _call_inputs(artifact: Path, runtime: str, reference: Path | None) -> Arrays:
-    """The inputs of one call: reference samples, or random numbers for a lone ONNX file."""
-    with load(runtime, artifact) as session:
-        if reference is not None:
-            inputs, _ = load_reference(reference)
-            return {name: value[: session.batch or 1] for name, value in inputs.items()}
-        if not hasattr(session, "random_inputs"):
-            raise EdgekitError(
-                f"There are no inputs for {artifact}.", "", "Pass --reference reference.npz."
-            )
-        drawn: Arrays = session.random_inputs()
-        return drawn
+    if against is None:
+        return latency.bench(path, plan, reference, target)
+    return latency.bench_paired(path, against, plan, reference, target)
 
 
 def read_back(bundle_path: Path, result_path: Path) -> Bundle:
@@ -326,6 +299,10 @@ def read_back(bundle_path: Path, result_path: Path) -> Bundle:
     return bundle.with_row(row)
 
 
+#: What an entry takes over as it is from the kit's figures of a kind of call.
+_TAKEN = ("mode", "batch", "spread", "device_ms", "energy", "watch", "doubts", "p90_at_most_ms")
+
+
 def _device_latency(found: DeviceResult) -> list[dict[str, Any]]:
     """An entry for each kind of call that the kit timed, as those of latency measured here."""
     entry = {"runtime": f"tensorrt {found.tensorrt}", "device": found.device}
@@ -334,6 +311,32 @@ def _device_latency(found: DeviceResult) -> list[dict[str, Any]]:
         figures = {name.lower(): value for name, value in timing["latency_ms"].items()}
         figures |= {name: timing[name] for name in ("throughput", "iterations", "warmup")}
         phase = {} if kind == "call" else {"phase": kind}
-        measured = {"status": "measured", "latency_ms": figures, "peak_memory_mb": None}
+        measured = {
+            "status": "measured",
+            "latency_ms": figures,
+            "peak_memory_mb": None,
+            "device_memory_mb": found.device_memory_mb,
+            **{name: timing[name] for name in _TAKEN if name in timing},
+        }
         entries.append({**entry, **phase, **measured})
-    return entries or [{**entry, "status": found.status}]
+    if not entries:
+        return [{**entry, "status": found.status}]
+    # The cold start and the profile are of the first kind of call.
+    entries[0] |= {"cold": found.cold, **_device_profile(found)}
+    return entries
+
+
+def _device_profile(found: DeviceResult) -> dict[str, Any]:
+    """Where a call spends its time, by class and module; the layers stay in result.json."""
+    from edgekit.profiling import Layer, Profile
+
+    if found.profile is None:
+        return {}
+    layers = tuple(
+        Layer(row["name"], row["operator"], row["module"], row["milliseconds"], row["class"])
+        for row in found.profile["layers"]
+    )
+    whole, profiled = found.profile["whole_ms"], found.profile["profiled_ms"]
+    told = Profile(f"tensorrt {found.tensorrt}", layers, whole, profiled).as_dict()
+    del told["layers"]
+    return {"profile": told}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -38,13 +38,13 @@ def latency_table(title: str, entries: list[dict[str, Any]]) -> Table:
         found = entry.get("latency_ms")
         name = f"{entry['runtime']} {entry.get('phase', '')}".rstrip()
         if found is None:
-            table.add_row(name, str(entry.get("threads", "")), entry["status"])
+            table.add_row(name, str(entry.get("threads") or ""), entry["status"])
             continue
         figures = [f"{found[name]:.2f}" for name in columns]
         memory = entry["peak_memory_mb"]
         table.add_row(
             name,
-            str(entry.get("threads", "")),
+            str(entry.get("threads") or ""),
             *figures,
             f"{found['throughput']:.0f}",
             "unknown" if memory is None else f"{memory:.0f}",
@@ -75,15 +75,15 @@ def _share(count: int, whole: int) -> str:
 
 
 def plain_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
-    """A table of text."""
+    """A table of text, shown as it is: ``[cuda]`` is no mark-up."""
     table = _table(title, *columns)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 
-def show(table: Table) -> None:
-    """Print on stdout; wide enough for every column where stdout is no terminal."""
+def show(table: RenderableType) -> None:
+    """Print tables on stdout; wide enough for every column where stdout is no terminal."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
@@ -131,9 +131,21 @@ def _brief(entry: dict[str, Any]) -> str:
     phase = f"{entry['phase']}: " if "phase" in entry else ""
     threads = entry.get("threads")
     if threads is None:
-        return f"{phase}{found['p50']:.2f} ms ({entry['runtime']})"
+        return "\n".join([f"{phase}{found['p50']:.2f} ms ({entry['runtime']})", *_on_device(entry)])
     text = f"{phase}{found['p50']:.2f} ms ({threads} thread{'s' if threads > 1 else ''})"
     return f"{text}, {against_float(entry['to_float'])}" if "to_float" in entry else text
+
+
+def _on_device(entry: dict[str, Any]) -> list[str]:
+    """What a device told beside the latency: the GPU's part, energy, and why to doubt it."""
+    told = []
+    if entry.get("device_ms"):
+        told.append(f"  {entry['device_ms']['compute']:.2f} ms of it the GPU computes")
+    if (entry.get("energy") or {}).get("meter"):
+        energy = entry["energy"]
+        millijoules = f"{energy['joules_per_inference'] * 1e3:.3g} mJ a sample"
+        told.append(f"  {millijoules}, {energy['watts']:.3g} W ({energy['meter']})")
+    return [*told, *(f"  doubtful: {doubt}" for doubt in entry.get("doubts", ()))]
 
 
 def against_float(compared: dict[str, Any]) -> str:

@@ -34,6 +34,9 @@ def test_converters(module):
 def test_runtimes(module, tmp_path):
     assert parameters(module.open) == ["artifact", "threads"]
     assert parameters(module.trace) == ["artifact", "inputs"]
+    if hasattr(module, "layers"):
+        assert parameters(module.layers) == ["artifact", "inputs", "threads"]
+    assert isinstance(module.THREADED, bool)
     assert isinstance(module.unavailable(), str)
     assert isinstance(module.untimed(), str)
     with pytest.raises(EdgekitError):

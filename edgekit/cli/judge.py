@@ -1,4 +1,4 @@
-"""Commands that judge what was made: verify, evaluate, bench, and the result of a device."""
+"""Commands that judge what was made: verify, evaluate, and the result of a device."""
 
 from __future__ import annotations
 
@@ -114,28 +114,6 @@ def _check(report: Report, accuracy_drop: float | None) -> None:
         reasons += report.worse(accuracy_drop)
     if reasons:
         raise CheckFailed(f"{report.subject} did not pass.", "; ".join(reasons))
-
-
-def bench(
-    path: Annotated[Path, typer.Argument(help="A bundle, or an artifact.")],
-    reference: Annotated[
-        Path | None, typer.Option(help="reference.npz, whose inputs to use.")
-    ] = None,
-    warmup: Annotated[int, typer.Option(help="Untimed calls first.", min=0)] = 10,
-    iterations: Annotated[int, typer.Option(help="Timed calls at most.", min=1)] = 100,
-    seconds: Annotated[float, typer.Option(help="Stop timing after this long.")] = 3.0,
-    as_json: Json = False,
-) -> None:
-    """Measure latency on this machine."""
-    from edgekit import single, table
-    from edgekit.latency import Settings
-
-    report = single.bench(path, reference, Settings({}, warmup, iterations, seconds))
-    if as_json:
-        show.dump(report)
-        return
-    for result in report["results"]:
-        table.show(table.latency_table(f"{result['artifact']}, ms", result["entries"]))
 
 
 def result(

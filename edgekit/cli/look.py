@@ -116,5 +116,7 @@ def doctor(as_json: Json = False) -> None:
     installed += [(name, "not installed") for name in found.missing]
     table.show(table.plain_table("Packages", ("package", "version"), installed))
     table.show(table.plain_table("Targets", ("target", "build", "verify", "run"), rows))
+    ways = [(way.runtime, " ".join(way.opens), way.run or "yes") for way in found.runtimes]
+    table.show(table.plain_table("Runtimes", ("runtime", "opens", "runs here"), ways))
     if found.install:
         typer.echo(f"To install what is missing: {found.install}")

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.compress import Cost
-from edgekit.errors import EdgekitError
 from edgekit.find import find
 from edgekit.targets.runtimes import runtime_for
-from edgekit.tuning.costs import BYTES
 
 if TYPE_CHECKING:
     from edgekit.model import Model
@@ -60,38 +58,13 @@ def _measured(model: Model, target: Target, recipe: Recipe, format: str, runtime
 
 
 def _predicted(model: Model, target: Target, recipe: Recipe) -> Cost:
-    """Layers alone, each the longer of its arithmetic and of reading its weights.
+    """What ``edgekit predict`` says.
 
     Raises:
-        EdgekitError: the target does not state its peak rates.
+        EdgekitError: too little is known of the target.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    from edgekit.targets.prediction import predict
 
-    scheme = recipe.scheme
-    compute = target.float_dtype if scheme is None or not scheme.activation else scheme.activation
-    weight = recipe.precision if scheme is None else scheme.weight
-    peak = target.peak.get(compute) or target.peak.get("fp16")
-    if peak is None or target.bandwidth_gb_s is None:
-        raise EdgekitError(
-            f"The latency of {target.title} can be neither measured nor predicted here.",
-            f"Its peak rate in {compute} or its bandwidth is not known.",
-            "Ask for a budget of parameters or flops.",
-        )
-    inputs = {
-        spec.name: torch.zeros(spec.concrete(), dtype=getattr(torch, spec.dtype))
-        for spec in model.inputs
-    }
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.module(**inputs)
-    counts = counter.get_flop_counts()
-    root = type(model.module).__name__
-    milliseconds = 0.0
-    for path, module in model.module.named_modules():
-        if any(module.children()) or not any(True for _ in module.parameters()):
-            continue
-        work = sum(counts.get(f"{root}.{path}", {}).values()) / (peak * 1e9)
-        held = sum(parameter.numel() for parameter in module.parameters())
-        moved = held * BYTES[weight] / (target.bandwidth_gb_s * 1e6)
-        milliseconds += max(work, moved)
-    return Cost(milliseconds, f"predicted from {target.title}'s peaks and bandwidth, layers alone")
+    batch = 1 if recipe.batch == "dynamic" else recipe.batch
+    found = predict(model, target, recipe.precision, batch, recipe.exclude)
+    return Cost(found.milliseconds, found.basis.text)

@@ -142,13 +142,10 @@ def verdict(
         whole: the float type.
         by_size: whether size was asked for, so that a slower choice is still wanted.
     """
-    told = " and ".join(
-        f"{r.ratio:.2f}x of {whole} on {r.threads} thread{'s' if r.threads > 1 else ''}"
-        for r in ratios
-    )
+    told = " and ".join(f"{r.ratio:.2f}x of {whole}{r.on_threads}" for r in ratios)
     if min(ratio.ratio for ratio in ratios) < 1:
         slow = [r for r in ratios if r.ratio > 1]
-        warning = f"; slower than {whole} on {slow[0].threads}" if slow else ""
+        warning = f"; slower than {whole}{slow[0].on_threads}" if slow else ""
         return f"{part}: {told}{warning}.", precision
     slower = f"{precision} is slower than {whole} here: {told}"
     if by_size:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.errors import EdgekitError
 from edgekit.latency import Ratio
 from edgekit.targets import Target
 from edgekit.tuning.layer_times import layer_times
 
 if TYPE_CHECKING:
-    from edgekit.quantize.schemes import Scheme
+    from edgekit.model import Model
     from edgekit.quantize.sensitivity import Damage
     from edgekit.targets.runtimes import Arrays
 
@@ -73,27 +72,28 @@ def by_share(damages: Sequence[Damage], ratio: Ratio) -> Costs:
     return Costs("measured as a whole, shared out by operations", ratio.second_ms, saved)
 
 
-def by_peaks(target: Target, scheme: Scheme, damages: Sequence[Damage], batch: int) -> Costs:
-    """From the device's peak rates and bandwidth: a module takes the longer of both times.
+def by_prediction(
+    model: Model, target: Target, precision: str, damages: Sequence[Damage], batch: int
+) -> Costs:
+    """From what is predicted of each module in float and quantized (``targets.prediction``).
 
     Raises:
-        EdgekitError: the target does not state them.
+        EdgekitError: too little is known of the target.
     """
-    compute = target.float_dtype if scheme.activation is None else scheme.activation
-    missing = [dtype for dtype in (target.float_dtype, compute) if dtype not in target.peak]
-    if missing:
-        raise EdgekitError(
-            f"The speed of {target.title} can be neither measured nor predicted here.",
-            f"Its peak rate in {' and '.join(missing)} is not known.",
-            "Search on that device.",
-        )
+    from edgekit.targets.prediction import forecast
+    from edgekit.targets.prediction.counting import count
+    from edgekit.targets.prediction.shapes import exported
 
-    def ms(damage: Damage, dtype: str, weight: str) -> float:
-        work = 2 * damage.operations * batch / (target.peak[dtype] * 1e9)
-        moved = damage.parameters * BYTES[weight] / ((target.bandwidth_gb_s or float("inf")) * 1e6)
-        return max(work, moved)
-
-    floats = {d.module: ms(d, target.float_dtype, target.float_dtype) for d in damages}
-    saved = {d.module: floats[d.module] - ms(d, compute, scheme.weight) for d in damages}
-    source = f"predicted from {target.title}'s peak rates and bandwidth, modules alone"
-    return Costs(source, sum(floats.values()), saved)
+    counted = count(exported(model, batch), model.source)
+    whole = forecast(counted, target, target.float_dtype)
+    quantized = forecast(counted, target, precision)
+    gains: dict[str, float] = {}
+    for before, after in zip(whole.groups, quantized.groups, strict=True):
+        gain = before.milliseconds - after.milliseconds
+        gains[before.module] = gains.get(before.module, 0.0) + gain
+    paths = [damage.module.partition("#")[0] for damage in damages]
+    # A module called twice is counted as one: its calls share what it saves.
+    saved = {
+        d.module: gains.get(p, 0.0) / paths.count(p) for d, p in zip(damages, paths, strict=True)
+    }
+    return Costs(quantized.basis.text, whole.milliseconds, saved)

@@ -18,8 +18,7 @@ from edgekit.drift import compare
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.evaluation import confidence
 from edgekit.find import find
-from edgekit.latency import Ratio, paired
-from edgekit.machine import thread_counts
+from edgekit.latency import Ratio, paired, thread_choices
 from edgekit.metrics import top1
 from edgekit.model import run_module
 from edgekit.progress import say, stage, track
@@ -27,7 +26,7 @@ from edgekit.quantize.search import Candidate, Point, first_within, front, last_
 from edgekit.recipe import Recipe
 from edgekit.targets import Target
 from edgekit.tuning.choice import Found, Goal, Trial, picture, verdict
-from edgekit.tuning.costs import BYTES, Costs, by_peaks, by_profile, by_share
+from edgekit.tuning.costs import BYTES, Costs, by_prediction, by_profile, by_share
 from edgekit.tuning.quantizing import (
     RECIPE,
     Analysis,
@@ -138,10 +137,8 @@ class _Search:
         damages = self.analysis.damages
         if self.runtime is None:
             batch = len(next(iter(self.work.batches[0].values())))
-            scheme = self.recipe.scheme
-            if scheme is None:
-                raise ValueError(self.recipe.precision)
-            return by_peaks(self.target, scheme, damages, batch)
+            precision = self.recipe.precision
+            return by_prediction(self.work.model, self.target, precision, damages, batch)
         whole, quantized = self._artifact(None, "float"), self._artifact(self.quantized, "all")
         settings = settings_of(self.work)
         with stage("Measuring where the time goes"):
@@ -260,7 +257,7 @@ class _Search:
         with stage(f"Comparing with {self.target.float_dtype}"):
             ratios = tuple(
                 paired(path, whole, str(self.runtime), settings, threads)
-                for threads in thread_counts()
+                for threads in thread_choices(str(self.runtime))
             )
         return ratios, (files.size(whole) / 1e6, files.size(path) / 1e6)
 

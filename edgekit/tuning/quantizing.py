@@ -14,8 +14,7 @@ import yaml
 from edgekit import files, single
 from edgekit.errors import EdgekitError
 from edgekit.find import find
-from edgekit.latency import Ratio, Settings, paired
-from edgekit.machine import thread_counts
+from edgekit.latency import Ratio, Settings, paired, thread_choices
 from edgekit.plot import Bar, bars
 from edgekit.progress import stage
 from edgekit.recipe import Recipe
@@ -158,7 +157,7 @@ def _compared(work: Work, target: Target, format: str, out: Path) -> tuple[Ratio
         with stage(f"Comparing with {target.float_dtype}"):
             return tuple(
                 paired(out, counterpart, runtime, settings_of(work), threads)
-                for threads in thread_counts()
+                for threads in thread_choices(runtime)
             )
 
 

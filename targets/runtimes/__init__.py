@@ -4,11 +4,14 @@ Each file has these names, used by verify and bench alike:
 
 - ``OPENS``: suffixes of the artifacts that it runs, such as ``(".onnx",)``.
 - ``REQUIRES``: ``{import name: pip name}`` of the packages it needs.
+- ``THREADED``: whether it computes on the CPU with as many threads as it is given.
 - ``open(artifact, threads) -> Runtime``; where it cannot run, an EdgekitError says why.
 - ``unavailable() -> str``: why artifacts cannot run here, in a few words, or ``""``.
 - ``untimed() -> str``: why a latency measured here is not the target's, or ``""``.
 - ``trace(artifact, inputs) -> Arrays``: intermediate values by name, for finding where drift
   begins. A runtime that keeps none returns its outputs.
+- ``layers(artifact, inputs, threads) -> list[Layer]``: what one call spends its time on;
+  absent where the runtime does not tell. See ``edgekit.profiling``.
 """
 
 from __future__ import annotations
@@ -83,6 +86,13 @@ class Runtime(ABC):
 
     def parts(self) -> dict[str, float]:
         """Median milliseconds of each part of the calls so far, where an artifact has parts."""
+        return {}
+
+    def device_times(self) -> dict[str, float]:
+        """Milliseconds of the last call: ``to_device``, ``compute``, ``to_host``.
+
+        Empty where the runtime computes in host memory, so that nothing is copied.
+        """
         return {}
 
     @abstractmethod

@@ -26,6 +26,7 @@ from edgekit.targets.runtimes import Arrays, Runtime
 
 OPENS = (".mlpackage",)
 REQUIRES = {"coremltools": "coremltools"}
+THREADED = False
 
 
 def unavailable() -> str:

@@ -6,15 +6,19 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekit.converters.interface import DIMS
 from edgekit.errors import EdgekitError
 from edgekit.model import Dim, Input, State
 from edgekit.targets.runtimes import Arrays, Runtime, split
 
+if TYPE_CHECKING:
+    from edgekit.profiling import Layers
+
 OPENS = (".onnx",)
 REQUIRES = {"onnxruntime": "onnxruntime"}
+THREADED = True
 
 
 def unavailable() -> str:
@@ -39,6 +43,18 @@ def open(artifact: Path, threads: int | None = None) -> Session:
 def trace(artifact: Path, inputs: Arrays) -> Arrays:
     """Every float value that the graph computes, by name, for one call."""
     return Session(_session(with_all_values(artifact), str(artifact), None)).infer(inputs)
+
+
+def layers(artifact: Path, inputs: Arrays, threads: int | None = None) -> Layers:
+    """What one call spends its time on, by ONNX Runtime's profiler."""
+    from edgekit.profiling.onnxruntime import layers
+
+    return layers(artifact, inputs, lambda options: open_session(artifact, threads, options))
+
+
+def open_session(artifact: Path, threads: int | None, options: Any) -> Any:
+    """ONNX Runtime's session, with options of the caller's, as those for its profiler."""
+    return _session(str(artifact), str(artifact), threads, options)
 
 
 def with_all_values(artifact: Path) -> bytes:
@@ -89,23 +105,9 @@ class Session(Runtime):
         stated = self._session.get_modelmeta().custom_metadata_map.get(DIMS, "{}")
         dims = {name: Dim(name, *sizes) for name, sizes in json.loads(stated).items()}
         return [
-            Input(value.name, tuple(_size(s, dims) for s in value.shape), _dtype(value.type))
+            Input(value.name, tuple(_size(s, dims) for s in value.shape), numpy_name(value.type))
             for value in self._session.get_inputs()
         ]
-
-    def random_inputs(self) -> Arrays:
-        """Seeded random numbers in the shapes that the file declares; dynamic sizes are 1."""
-        import numpy as np
-
-        random = np.random.default_rng(0)
-        drawn: Arrays = {}
-        for spec in self._declared():
-            shape = tuple(1 if isinstance(size, Dim) else size for size in spec.shape)
-            if spec.dtype.startswith("float"):
-                drawn[spec.name] = random.standard_normal(shape).astype(spec.dtype)
-            else:
-                drawn[spec.name] = np.zeros(shape, dtype=spec.dtype)
-        return drawn
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Outputs by name for inputs by name, batch first."""
@@ -122,19 +124,25 @@ def _size(size: int | str | None, dims: Mapping[str, Dim]) -> int | Dim:
     return dims.get(size or "", Dim(size or "", 0, 1, sys.maxsize))
 
 
-def _dtype(kind: str) -> str:
+def numpy_name(kind: str) -> str:
+    """NumPy's name of an ONNX type, such as ``tensor(float)``."""
     name = kind.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 
-def _session(model: str | bytes, name: str, threads: int | None) -> Any:
+def _session(model: str | bytes, name: str, threads: int | None, options: Any = None) -> Any:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options = with_threads(options or onnxruntime.SessionOptions(), threads)
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise EdgekitError(f"ONNX Runtime cannot load {name}.", str(error)) from error
+
+
+def with_threads(options: Any, threads: int | None) -> Any:
+    """Session options with a number of threads, None for all cores, and no warnings on stderr."""
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options

@@ -8,15 +8,20 @@ faster than it.)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekit import packages
 from edgekit.errors import EdgekitError
 from edgekit.targets.runtimes import Arrays, Runtime
 
+if TYPE_CHECKING:
+    from edgekit.profiling import Layers
+
 OPENS = (".onnx",)
 REQUIRES = {"openvino": "openvino"}
+THREADED = True
 #: Compute what the graph says, one call at a time.
 _AS_WRITTEN = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -50,6 +55,14 @@ def trace(artifact: Path, inputs: Arrays) -> Arrays:
     from edgekit.targets.runtimes.onnxruntime import with_all_values
 
     return Session(*_compiled(with_all_values(artifact), str(artifact), None)).infer(inputs)
+
+
+def layers(artifact: Path, inputs: Arrays, threads: int | None = None) -> Layers:
+    """What one call spends its time on, by OpenVINO's counters."""
+    from edgekit.profiling.openvino import layers
+
+    name = str(artifact)
+    return layers(artifact, inputs, lambda options: _compiled(artifact, name, threads, options)[0])
 
 
 class Session(Runtime):
@@ -92,8 +105,14 @@ def _listed(dtypes: dict[str, Any]) -> str:
     return ", ".join(f"{name} ({dtype})" for name, dtype in dtypes.items()) or "nothing"
 
 
-def _compiled(model: Path | bytes, name: str, threads: int | None) -> tuple[Any, list[str]]:
-    """The compiled model, and its outputs' names: compiled, one may have those of others, too."""
+def _compiled(
+    model: Path | bytes, name: str, threads: int | None, more: Mapping[str, Any] | None = None
+) -> tuple[Any, list[str]]:
+    """The compiled model, and its outputs' names: compiled, one may have those of others, too.
+
+    Args:
+        more: options beside those for computing as written.
+    """
     if unavailable():
         raise EdgekitError(
             f"{name} cannot be run in OpenVINO.",
@@ -102,7 +121,7 @@ def _compiled(model: Path | bytes, name: str, threads: int | None) -> tuple[Any,
         )
     import openvino
 
-    options = dict(_AS_WRITTEN)
+    options: dict[str, Any] = {**_AS_WRITTEN, **(more or {})}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()

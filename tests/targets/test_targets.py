@@ -22,7 +22,16 @@ EXPECTED = {
     "rtx-4090",
     "rtx-5090",
 }
-SOURCED = {"opset", "compute_capability", "deployment", "runtime_version", "power_modes"}
+SOURCED = {
+    "cache_mb",
+    "clock_mhz",
+    "compute_capability",
+    "cores",
+    "deployment",
+    "opset",
+    "power_modes",
+    "runtime_version",
+}
 
 
 def test_the_shipped_devices():
