@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,11 @@ def enable() -> None:
     """Show progress from now on; of the processes that torchrun started, the first one does."""
     global _enabled
     _enabled = os.environ.get("RANK", "0") == "0"
+
+
+def visible() -> bool:
+    """Whether another program may draw its own progress on stderr."""
+    return _enabled and sys.stderr.isatty()
 
 
 def say(text: str) -> None:
