@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -122,25 +122,29 @@ class Bundle:
 
 
 class Draft:
-    """A bundle in the making. Use it in a ``with`` block; one process at a time."""
+    """A bundle in the making. Use it in a ``with`` block; one process at a time.
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    Args:
+        like: other bundles, whose finished steps are taken over as those of an older one are.
+    """
+
+    def __init__(self, out: Path, like: Iterable[Path] = ()) -> None:
+        self.out, self._like = out, like
         self.path = out.parent / f".{out.name}.building"
         self._done: dict[str, Step] = {}
-        self._old: Bundle | None = None
+        self._older: list[Bundle] = []
 
     def __enter__(self) -> Self:
-        if self.out.exists():
-            if not (self.out / MANIFEST).exists() and (
-                not self.out.is_dir() or any(self.out.iterdir())
-            ):
-                raise EdgekitError(
-                    f"{self.out} exists and is not a bundle.",
-                    "edgekit does not overwrite what it did not make.",
-                    "Choose another --output, or remove it.",
-                )
-            self._old = Bundle.open(self.out) if (self.out / MANIFEST).exists() else None
+        out = self.out
+        occupied = out.exists() and (not out.is_dir() or any(out.iterdir()))
+        if occupied and not (self.out / MANIFEST).exists():
+            raise EdgekitError(
+                f"{self.out} exists and is not a bundle.",
+                "edgekit does not overwrite what it did not make.",
+                "Choose another --output, or remove it.",
+            )
+        made = (path for path in (self.out, *self._like) if (path / MANIFEST).exists())
+        self._older = [Bundle.open(path) for path in made]
         self._made = files.make_folder(self.path)
         self._lock = FileLock(self.path / _LOCK)
         try:
@@ -198,13 +202,15 @@ class Draft:
         here = self._done.get(name)
         if here is not None and here.key == key and _intact(self.path, here):
             return True
-        there = self._old.manifest.steps.get(name) if self._old else None
-        if self._old is None or there is None or there.key != key:
-            return False
-        if not _intact(self._old.path, there):
+        return any(self._taken(older, name, key) for older in self._older)
+
+    def _taken(self, older: Bundle, name: str, key: str) -> bool:
+        """Take a finished step over from an older bundle, if it has it."""
+        there = older.manifest.steps.get(name)
+        if there is None or there.key != key or not _intact(older.path, there):
             return False
         for produced in there.files:
-            source = self._old.path / produced
+            source = older.path / produced
             with files.atomic(self.path / produced) as room:
                 (shutil.copytree if source.is_dir() else shutil.copy2)(source, room)
         self._record(name, there)

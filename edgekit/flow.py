@@ -17,8 +17,8 @@ from edgekit.bundle import Bundle, Draft, Manifest, Row
 from edgekit.compression import kept_beside
 from edgekit.errors import EdgekitError
 from edgekit.find import find
-from edgekit.latency import Settings, paired, time_artifact, time_source
-from edgekit.machine import environment, thread_counts
+from edgekit.latency import Settings, paired, thread_choices, time_artifact, time_source
+from edgekit.machine import environment
 from edgekit.progress import say, stage
 from edgekit.quantize.schemes import SCHEMES
 from edgekit.recipe import Recipe
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 REFERENCE_SAMPLES = 16
 SCALES = "scales.json"
 COMPRESSED = "compressed"
+#: The status of a measurement that ``measure=False`` left out.
+NOT_ASKED = "not run: not asked for"
 #: Fields of a recipe that decide which samples are used.
 _DRAWN = ("samples", "evaluation_samples", "seed", "random_calibration")
 
@@ -44,6 +46,8 @@ def build(
     out: Path,
     calibration: Iterable[Any] | None = None,
     evaluation: Iterable[Any] | None = None,
+    like: Iterable[Path] = (),
+    measure: bool = True,
 ) -> Bundle:
     """Make a bundle: convert for every target, check against the source, measure.
 
@@ -54,6 +58,9 @@ def build(
         recipe: what to make.
         out: the bundle's folder.
         calibration, evaluation: samples as Python iterables, in place of the recipe's paths.
+        like: other bundles; what they have of the same inputs is copied, not made again.
+        measure: time the artifacts that can be run here. The same build, measured later, does
+            nothing else.
 
     Raises:
         EdgekitError: bad input, or something missing; nothing is left at ``out``.
@@ -62,26 +69,44 @@ def build(
     for target in targets:
         packages.require("converters", target.formats)
     work = Work(recipe, calibration, evaluation)
-    facts = {**work.fingerprint(), "edgekit": version("edgekit"), "torch": version("torch")}
-    request = files.digest([recipe.model_dump(mode="json"), facts])
+    facts = _facts(work)
+    whole = _request(recipe, facts)
+    request = whole if measure else files.digest([whole, NOT_ASKED])
     if (out / bundles.MANIFEST).exists():
         made = Bundle.open(out)
-        if made.manifest.request == request and not made.damaged():
+        if made.manifest.request in (whole, request) and not made.damaged():
             say(f"{out} is up to date.")
             return made
     work.keep = kept_beside(out)
-    with Draft(out) as draft:
-        made = _Build(work, draft, facts).run(targets, request)
+    with Draft(out, like) as draft:
+        made = _Build(work, draft, facts, measure).run(targets, request)
     shutil.rmtree(work.keep, ignore_errors=True)
     return made
+
+
+def request(recipe: Recipe) -> str:
+    """What the bundle of a recipe is known by: a digest of all that it depends on.
+
+    Raises:
+        EdgekitError: a file that the recipe names is not there, or it names no data.
+    """
+    return _request(recipe, _facts(Work(recipe)))
+
+
+def _facts(work: Work) -> dict[str, Any]:
+    return {**work.fingerprint(), "edgekit": version("edgekit"), "torch": version("torch")}
+
+
+def _request(recipe: Recipe, facts: dict[str, Any]) -> str:
+    return files.digest([recipe.model_dump(mode="json"), facts])
 
 
 class _Build:
     """One run of ``build``: its steps, in order."""
 
-    def __init__(self, work: Work, draft: Draft, facts: dict[str, Any]) -> None:
+    def __init__(self, work: Work, draft: Draft, facts: dict[str, Any], measure: bool) -> None:
         recipe = work.recipe
-        self.work, self.draft, self.recipe = work, draft, recipe
+        self.work, self.draft, self.recipe, self.measure = work, draft, recipe, measure
         self.used: set[str] = set()
         # What steps depend on: all of them on the source; some on data, one on each kind.
         fields = (
@@ -281,6 +306,8 @@ class _Build:
         absent = find("runtimes", runtime).untimed()
         if absent:
             return [{"runtime": runtime, "status": f"not run: {absent}"}]
+        if not self.measure:
+            return [{"runtime": runtime, "status": NOT_ASKED}]
 
         def run(_: Path) -> dict[str, Any]:
             with stage(f"{target.name}: measuring {artifact.name}"):
@@ -307,7 +334,7 @@ class _Build:
                             ).as_dict(),
                             "float": target.float_dtype,
                         }
-                        for threads in thread_counts()
+                        for threads in thread_choices(runtime)
                     }
 
         inputs = {**self.source, "artifact": files.sha256(artifact), **self._measured()}

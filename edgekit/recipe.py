@@ -149,15 +149,7 @@ class Recipe(BaseModel):
             raise EdgekitError(f"The recipe {path} cannot be read.", str(error)) from error
         if not isinstance(fields, dict):
             raise EdgekitError(f"The recipe {path} is not a list of 'name: value' lines.")
-        for name in _PATHS:
-            if isinstance(fields.get(name), str):
-                fields[name] = path.parent / fields[name]
-        family, _, rest = str(fields.get("model", "")).partition("/")
-        if is_onnx(str(fields.get("model", ""))):
-            fields["model"] = str(path.parent / fields["model"])
-        elif rest and (path.parent / rest).is_dir():
-            fields["model"] = f"{family}/{path.parent / rest}"
-        return cls.check({**fields, **overrides}, str(path))
+        return cls.check({**beside(fields, path.parent), **overrides}, str(path))
 
     @property
     def steps(self) -> tuple[Pass, ...]:
@@ -198,6 +190,21 @@ class Recipe(BaseModel):
             if self.precision in target.notes:
                 say(f"{target.title}, {self.precision}: {target.notes[self.precision]}.")
         return found
+
+
+def beside(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The fields of a recipe that lies in ``folder``, their paths made to hold from here."""
+    found = dict(fields)
+    for name in _PATHS:
+        if isinstance(found.get(name), str):
+            found[name] = folder / found[name]
+    model = str(found.get("model", ""))
+    family, _, rest = model.partition("/")
+    if is_onnx(model):
+        found["model"] = str(folder / model)
+    elif rest and (folder / rest).is_dir():
+        found["model"] = f"{family}/{folder / rest}"
+    return found
 
 
 def _passes(fields: dict[str, Any]) -> dict[str, Any]:

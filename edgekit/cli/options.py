@@ -108,6 +108,18 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
     """The recipe that a command's flags describe; flags override a recipe file."""
     from edgekit.recipe import Recipe
 
+    fields = recipe_fields(values)
+    model = str(fields["model"])
+    if model.endswith((".yaml", ".yml")):
+        del fields["model"]
+        return Recipe.read(Path(model), fields)
+    return Recipe.check(fields, "the command")
+
+
+def recipe_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe that a command's flags give."""
+    from edgekit.recipe import Recipe
+
     names = {"target": "targets", "set_": "arguments", "input_": "inputs", "pass_": "passes"}
     names["stream_start"] = "stream_starts"
     fields = {names.get(name, name): value for name, value in values.items()}
@@ -119,11 +131,7 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
         fields["stream_starts"] = dict(pairs)
     if str(fields.get("batch", "")).isdigit():
         fields["batch"] = int(fields["batch"])
-    model = str(fields["model"])
-    if model.endswith((".yaml", ".yml")):
-        del fields["model"]
-        return Recipe.read(Path(model), fields)
-    return Recipe.check(fields, "the command")
+    return fields
 
 
 def _assignment(text: str) -> tuple[str, Any]:
