@@ -131,7 +131,7 @@ def in_onnxruntime(path: Path, device: str) -> Infer:
 def in_tensorrt(case: Case, path: Path, target: str) -> Infer:
     """An engine, built anew for this GPU where it is another's."""
     from edgekit import targets
-    from edgekit.converters.kit.engine import Cuda
+    from edgekit.converters.kit.cuda import Cuda
     from edgekit.converters.kit.problem import Problem
 
     try:

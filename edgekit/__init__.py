@@ -5,6 +5,9 @@ Public names, loaded when first used:
 - ``build(recipe, out)``: the whole way to a bundle; ``Recipe`` says what, ``Bundle`` is what.
 - ``evaluate``: a bundle's source and artifacts on the same samples by the same metrics.
 - ``convert``, ``verify``, ``bench``, ``inspect``, ``doctor``: single steps.
+- ``deploy``: a bundle's kit to a device over SSH, and its result back.
+- ``predict``: latency and memory on a device that is not here, labelled predicted.
+- ``sweep``: a grid of models, precisions, targets and batches.
 - ``targets``: the devices that edgekit knows (``targets.names()``, ``targets.load(name)``).
 - ``Session``: a streaming artifact, run prompt by prompt and token by token.
 - ``Model``, ``Input``, ``Dim`` and ``State``: what a factory of your own may return.
@@ -19,14 +22,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgekit import targets
     from edgekit.bundle import Bundle
+    from edgekit.deployment import deploy
     from edgekit.doctor import doctor
     from edgekit.errors import CheckFailed, EdgekitError
     from edgekit.evaluation import evaluate
     from edgekit.flow import build
     from edgekit.model import Dim, Input, Model, State
+    from edgekit.predicting import predict
     from edgekit.recipe import Recipe
     from edgekit.session import Session
     from edgekit.single import bench, convert, inspect, verify
+    from edgekit.sweeps import sweep
 
 _HOMES = {
     "Bundle": "bundle",
@@ -41,9 +47,12 @@ _HOMES = {
     "bench": "single",
     "build": "flow",
     "convert": "single",
+    "deploy": "deployment",
     "doctor": "doctor",
     "evaluate": "evaluation",
     "inspect": "single",
+    "predict": "predicting",
+    "sweep": "sweeps",
     "targets": "",
     "verify": "single",
 }
@@ -61,9 +70,12 @@ __all__ = [
     "bench",
     "build",
     "convert",
+    "deploy",
     "doctor",
     "evaluate",
     "inspect",
+    "predict",
+    "sweep",
     "targets",
     "verify",
 ]

@@ -30,6 +30,9 @@ class Target(BaseModel):
         runtime_version: of the system software named in ``system``.
         memory_gb: memory the model can use, in GB.
         bandwidth_gb_s: peak memory bandwidth, in GB/s.
+        cores: streaming multiprocessors of a GPU, over which a kernel's results are spread.
+        cache_mb: of a GPU's last cache, in 10**6 bytes.
+        clock_mhz: of the GPU, at which the peaks hold; of the Neural Engine it is not published.
         peak: dense peak rates by dtype, in 10**12 operations a second.
         power_modes: names of the power modes the peaks hold for.
         notes: precision -> what a user of it should know on this device.
@@ -51,6 +54,9 @@ class Target(BaseModel):
     runtime_version: str = ""
     memory_gb: float | None = None
     bandwidth_gb_s: float | None = None
+    cores: int | None = None
+    clock_mhz: float | None = None
+    cache_mb: float | None = None
     peak: dict[str, float] = {}
     power_modes: tuple[str, ...] = ()
     notes: dict[str, str] = {}

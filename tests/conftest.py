@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# torch.compile takes seconds a build; test_latency.py turns it on where it is the subject.
+# torch.compile takes seconds a build; latency/test_artifacts.py turns it on where that is tested.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 # Two threads on a tiny model cost a hundred times one, where other work shares the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -283,16 +283,6 @@ def test_inspect_counts_and_needs_no_target_or_data(edgekit, model, digits_model
     assert "verified" in edgekit("inspect", cpu_bundle).out
 
 
-def test_bench_reports_with_environment(edgekit, cpu_bundle):
-    result = edgekit("bench", cpu_bundle, "--warmup", "0", "--iterations", "10", "--json")
-    report = json.loads(result.out)
-    assert report["schema_version"] == 1
-    assert {"cpu", "governor", "versions", "load_1min"} <= set(report["environment"])
-    (entry, *_) = report["results"][0]["entries"]
-    assert entry["threads"] == 1
-    assert entry["latency_ms"]["iterations"] == 10
-
-
 def test_targets_and_doctor(edgekit):
     assert {"rtx-4090", "cpu"} <= {t["name"] for t in json.loads(edgekit("targets", "--json").out)}
     assert "jetson-orin-nano-super" in edgekit("targets").out

@@ -22,6 +22,7 @@ HEAVY = {
     "onnxscript",
     "ot",
     "PIL",
+    "ray",
     "safetensors",
     "tensorrt",
     "tensorrt_rtx",
@@ -35,7 +36,9 @@ HEAVY = {
 OPTIONAL = {
     "coremltools",
     "diffusers",
+    "onnxruntime_ep_nv_tensorrt_rtx",
     "ot",
+    "ray",
     "tensorrt",
     "tensorrt_rtx",
     "timm",

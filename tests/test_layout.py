@@ -56,10 +56,16 @@ def test_the_rooms_are_linked_into_the_package(room):
 
 
 def test_package_data_covers_every_data_file():
-    kinds = {"".join(path.suffixes) for path in (ROOT / "targets").iterdir() if path.is_file()}
-    assert kinds <= {".py", ".toml"}
-    assert "*.toml" in SETUP["package-data"]["*"]
-    assert (ROOT / "edgekit" / "py.typed").is_file()
+    data = SETUP["package-data"]
+    for package in SETUP["packages"]:
+        folder, patterns = folder_of(package), [*data["*"], *data.get(package, ())]
+        own = {path for path in folder.glob("*") if path.is_file()}
+        plain = (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+        for below in (path for path in plain if not any(path.rglob("*.py*"))):
+            own |= {path for path in below.rglob("*") if path.is_file()}
+        for path in own:
+            inside = path.relative_to(folder)
+            assert path.suffix == ".py" or any(inside.match(p) for p in patterns), path
 
 
 def test_no_drawer_for_everything():

@@ -1,7 +1,7 @@
 """The command line: a thin shell over flow, single and evaluation.
 
-Each command is a function in ``make``, ``quantize``, ``judge`` or ``look``; ``options`` holds the
-flags that they share, and ``show`` how they print.
+Each command is a function in ``make``, ``quantize``, ``judge``, ``bench`` or ``look``; ``options``
+holds the flags that they share, and ``show`` how they print.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ import typer
 
 from edgekit import interrupt, progress
 from edgekit.cli import judge, look, make
+from edgekit.cli.bench import bench
+from edgekit.cli.deploy import deploy
+from edgekit.cli.predict import predict
 from edgekit.cli.quantize import quantize
+from edgekit.cli.sweep import sweep
 from edgekit.errors import EdgekitError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -24,8 +28,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": look.inspect,
     "verify": judge.verify,
     "eval": judge.evaluate,
-    "bench": judge.bench,
+    "bench": bench,
     "result": judge.result,
+    "deploy": deploy,
+    "sweep": sweep,
+    "predict": predict,
     "targets": look.targets,
     "passes": look.passes,
     "doctor": look.doctor,

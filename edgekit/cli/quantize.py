@@ -170,7 +170,7 @@ def _compared(made: Made) -> list[str]:
     if not made.ratios:
         return ["It cannot be timed here: whether it is faster than float is not known."]
     return [
-        f"{ratio.first_ms:.2f} ms on {ratio.threads} thread{'s' if ratio.threads > 1 else ''}, "
+        f"{ratio.first_ms:.2f} ms{ratio.on_threads}, "
         + against_float({**ratio.as_dict(), "float": made.float_dtype})
         + f" (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
         for ratio in made.ratios
