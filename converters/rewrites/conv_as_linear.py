@@ -79,4 +79,6 @@ def _linear(editor: Editor, node: Node) -> Node:
     flat = editor.buffer(f"{editor.tensor_name(holder)}_rows", weight.detach().flatten(1))
     bias = node.args[2] if len(node.args) > 2 else None
     product = call(aten.linear.default, patches, flat, bias)
-    return call(aten.permute.default, product, [0, 3, 1, 2])
+    made = call(aten.permute.default, product, [0, 3, 1, 2])
+    made.meta["val"] = node.meta["val"]  # the next convolution asks for its sizes
+    return made
