@@ -3,9 +3,9 @@
     python benchmarks/gpu.py demo another_bundle      # writes benchmarks/results/gpu-DEVICE.json
 
 For each bundle: the source in PyTorch, eager and compiled, in fp32 and fp16; its ONNX files in
-ONNX Runtime's CUDA provider; and its TensorRT engines, built anew where they are for another
-compute capability. What the machine lacks is a row that says so. Sequence models are also run at
-the lengths given by --lengths. ``--device cpu`` tries all of it that needs no GPU.
+ONNX Runtime's CUDA and TensorRT providers; and its TensorRT engines, built anew where they are for
+another compute capability. What the machine lacks is a row that says so. Sequence models are also
+run at the lengths given by --lengths. ``--device cpu`` tries all of it that needs no GPU.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ from edgekit.table import plain_table, show
 from edgekit.whole import opened
 
 RESULTS = Path(__file__).parent / "results"
+#: The runtimes of ONNX files.
+ONNX = {
+    "cpu": ("onnxruntime",),
+    "cuda": ("onnxruntime_cuda", "onnxruntime_tensorrt", "onnxruntime_tensorrt_rtx"),
+}
 Arrays = dict[str, np.ndarray[Any, Any]]
 Infer = Callable[[Arrays], Arrays]
 
@@ -89,7 +94,8 @@ def ways(case: Case) -> Iterator[tuple[str, Callable[[], Infer]]]:
             continue
         path = case.bundle.path / row.path
         if row.format == "onnx":
-            yield f"onnxruntime {row.path}", lambda p=path: in_onnxruntime(p, case.device)
+            for runtime in ONNX[case.device]:
+                yield f"{runtime} {row.path}", lambda p=path, r=runtime: opened(r, p).infer
         elif row.format == "tensorrt":
             yield f"tensorrt {row.path}", lambda p=path, t=row.target: in_tensorrt(case, p, t)
 
@@ -112,20 +118,6 @@ def in_torch(case: Case, dtype: str, compiled: bool) -> Infer:
         return {n: v.float().cpu().numpy() for n, v in zip(case.model.outputs, found, strict=True)}
 
     return infer
-
-
-def in_onnxruntime(path: Path, device: str) -> Infer:
-    """An ONNX file in ONNX Runtime, on the GPU unless the device is the CPU."""
-    import onnxruntime
-
-    provider = "CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"
-    if provider not in onnxruntime.get_available_providers():
-        raise EdgekitError(f"this onnxruntime has no {provider}: install onnxruntime-gpu")
-    if device == "cpu":
-        return opened("onnxruntime", path).infer
-    session = onnxruntime.InferenceSession(str(path), providers=[provider])
-    names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(None, inputs), strict=True))
 
 
 def in_tensorrt(case: Case, path: Path, target: str) -> Infer:
