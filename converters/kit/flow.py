@@ -62,7 +62,7 @@ def run(folder: Path, kit: dict[str, Any], options: Any, check: Check) -> int:
                 say("Profiling each layer")
                 call = _first_call(engine, kit, inputs)
                 result["profile"] = profile(trt, engine, call, kit["layers"])
-        result["device_memory_mb"] = memory.added_mb
+        result["device_memory_mb"] = memory.peak_mb
     write(options.result, result)
     _summary(result, options.result)
     return 1 if result["status"] == "failed" else 0

@@ -167,12 +167,12 @@ def energy(watched: dict[str, Any], samples: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def memory() -> Iterator[dict[str, float | None]]:
-    """Peak mebibytes that the block adds on the host and on the device; None if unknown."""
+    """Peak mebibytes, None if unknown: what the block adds on the host, what it holds of the GPU."""
     used: dict[str, float | None] = {"peak_memory_mb": None, "device_memory_mb": None}
     _give_back()
     with machine.peak_memory() as host, machine.device_memory() as device:
         yield used
-    used["peak_memory_mb"], used["device_memory_mb"] = host.added_mb, device.added_mb
+    used["peak_memory_mb"], used["device_memory_mb"] = host.added_mb, device.peak_mb
 
 
 def _give_back() -> None:
