@@ -167,7 +167,7 @@ def energy(watched: dict[str, Any], samples: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def memory() -> Iterator[dict[str, float | None]]:
-    """Peak mebibytes, None if unknown: what the block adds on the host, what it holds of the GPU."""
+    """Peak mebibytes, None if unknown: what it adds on the host, what it holds of the GPU."""
     used: dict[str, float | None] = {"peak_memory_mb": None, "device_memory_mb": None}
     _give_back()
     with machine.peak_memory() as host, machine.device_memory() as device:
