@@ -28,7 +28,8 @@ from predict_workloads import PREDICTION
 
 from edgekit import files
 from edgekit.progress import say
-from edgekit.targets.prediction import class_names, roofline
+from edgekit.targets.prediction import roofline
+from edgekit.targets.prediction.basis import class_names
 from edgekit.targets.prediction.fitted import FILE
 from edgekit.targets.prediction.machine import RUNTIMES, Numbers
 
@@ -83,8 +84,8 @@ def leaving(
 
 
 def complete(parameters: dict[str, float], names: Iterable[str]) -> dict[str, float]:
-    """With 1 for a runtime's deviations where no point of it is left."""
-    return {**dict.fromkeys(names, 1.0), **parameters}
+    """With what was thought of a runtime's deviations where no point of it is left."""
+    return {**{name: roofline.EXPECTED.get(name, 1.0) for name in names}, **parameters}
 
 
 def by_device(cases: Sequence[Case], start: dict[str, float]) -> list[Held]:

@@ -29,7 +29,7 @@ from edgekit.targets.prediction.machine import (
     machine_of,
     multiplies_tf32,
 )
-from edgekit.targets.prediction.roofline import DEVIATION, DEVIATIONS, PRIOR, Array, Load
+from edgekit.targets.prediction.roofline import DEVIATION, DEVIATIONS, EXPECTED, PRIOR, Array, Load
 from edgekit.targets.rules import RULES
 
 #: Where the loss turns from squares to absolute values, in logarithms.
@@ -174,7 +174,7 @@ def fit(cases: Sequence[Case], start: Mapping[str, float] | None = None) -> dict
         start: where to begin; what is thought before any point, if not given.
     """
     names = names_of(cases)
-    before = np.log([PRIOR[name][0] if name in PRIOR else 1.0 for name in names])
+    before = np.log([PRIOR[n][0] if n in PRIOR else EXPECTED.get(n, 1.0) for n in names])
     width = np.array([PRIOR[name][1] if name in PRIOR else DEVIATION for name in names])
     counts: dict[str, int] = {}
     for each in cases:

@@ -74,6 +74,7 @@ def section(results: dict[str, Any], command: str) -> str:
             f"itself it is {percent(results['in_sample_median_error'])}. Bias is the median of "
             "predicted over published.",
             table(results["by_device"], "device", "coverage"),
+            "By precision, the CPU among them:",
             table(results["by_precision"], "precision", "coverage"),
             "The interval of a runtime is the factor, up or down, of a device that no point is of; "
             "where a runtime has one device, it is that of all points.",

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, log
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekit.targets import Target
-from edgekit.targets.prediction.fitted import Fitted, Spread, fitted
-from edgekit.targets.prediction.groups import KINDS
+from edgekit.targets.prediction.basis import (
+    Basis,
+    basis_of,
+    class_names,
+    device_of,
+    strangeness,
+)
+from edgekit.targets.prediction.fitted import fitted
 from edgekit.targets.prediction.machine import (
     AS,
     RUNTIMES,
@@ -28,9 +33,7 @@ from edgekit.targets.prediction.machine import (
 )
 from edgekit.targets.prediction.roofline import (
     BOUNDS,
-    COMPUTING,
     DTYPES,
-    WEIGHTED,
     Array,
     Bound,
     Load,
@@ -72,23 +75,6 @@ class GroupTime:
     bound: Bound
     milliseconds: float
     parts: dict[Bound, float]
-
-
-@dataclass(frozen=True)
-class Basis:
-    """What a prediction rests on.
-
-    Attributes:
-        text: a sentence: what was fitted on, and what the error bar is of.
-        spread: how far predictions of this sort were off where they were held out.
-        near: whether points are of this very device and runtime.
-        notes: what makes this one less certain than that.
-    """
-
-    text: str
-    spread: Spread
-    near: bool
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -175,13 +161,11 @@ def forecast(counted: Counted, target: Target, precision: str, threads: int = 1)
     how = (machine, runtime, numbers, rules, target.title, multiplies_tf32(target))
     load = load_of(counted.groups, *how)
     parts = times(load, values(known.parameters, runtime.name)[None])
-    device = (
-        None if not _same_cpu(target, known) else known.devices.get(f"{target.name}/{runtime.name}")
-    )
+    device = device_of(known, target, runtime, threads)
     ms = total(*parts) * 1e3 * (device.factor if device else 1.0)
     names = class_names(load, numbers)
     strange = strangeness(known, runtime.name, names, ms)
-    basis, factor = _basis(known, target, runtime, strange, threads)
+    basis, factor = basis_of(known, target, runtime, strange, threads)
     whole = float(ms.sum())
     base = known.memory.get(runtime.name, (None, 0.0))[0]  # megabytes
     return Prediction(
@@ -237,7 +221,7 @@ def _groups(
             kind=group.kind,
             operator=group.operator,
             module=group.module,
-            dtype=DTYPES[load.dtypes[place]].replace("simt", "fp32"),
+            dtype=DTYPES[load.dtypes[place]].replace("simt", "fp32").removeprefix("measured "),
             flops=group.flops,
             bytes=float(load.moved[place] * machine.bandwidth),
             bound=bound[place],
@@ -246,73 +230,3 @@ def _groups(
         )
         for place, group in enumerate(counted.groups)
     )
-
-
-def _same_cpu(target: Target, known: Fitted) -> bool:
-    """Whether points of this target are of this very machine; others' facts are their file's."""
-    if target.peak:
-        return True
-    from edgekit.machine import environment
-
-    return str(environment().get("cpu")) == known.cpu
-
-
-def _basis(
-    known: Fitted,
-    target: Target,
-    runtime: Runtime,
-    strange: float,
-    threads: int,
-) -> tuple[Basis, float]:
-    """What a prediction rests on, and the factor of its interval."""
-    near = f"{target.name}/{runtime.name}" in known.devices and _same_cpu(target, known)
-    spread = known.seen if near else known.unseen.get(runtime.name, known.unseen["all"])
-    notes = []
-    if not target.peak:
-        notes.append(f"this CPU's peaks were measured here, on {threads} thread(s)")
-    if not near:
-        notes.append(f"no point is of this device in {runtime.name}: a wider bar")
-    alone = runtime.name in known.unseen and known.unseen[runtime.name].devices == 1
-    if alone and not near:
-        spread = known.unseen["all"]
-        notes.append(
-            f"points of {runtime.name} are of one other CPU: how far this one is off is not known, "
-            "and the bar is that of other runtimes"
-        )
-    if target.runtime in AS:
-        notes.append(f"points are of TensorRT 8.6 to 10; {target.runtime} is taken to be as quick")
-    if strange > 0.05:
-        notes.append(
-            f"{strange:.0%} of the time goes to operators in dtypes that no point of "
-            f"{runtime.name} has: a wider bar"
-        )
-    overall = known.unseen["all"]
-    text = (
-        f"predicted, not measured: fitted on {known.points} points of {overall.devices} devices; "
-        f"median error {overall.median_error:.0%} leaving the device out"
-    )
-    if near:
-        text += f", {known.seen.median_error:.0%} on a device that points are of, as here"
-    elif runtime.name in known.unseen and not alone:
-        text += f", {spread.median_error:.0%} in {runtime.name}"
-    return Basis(text, spread, near, tuple(notes)), exp(log(spread.factor) * (1 + strange))
-
-
-def strangeness(known: Fitted, runtime: str, names: Sequence[str], ms: Array) -> float:
-    """The share of the time in classes of operators that no point of the runtime has."""
-    seen = set(known.known.get(runtime, ()))
-    return float(sum(t for name, t in zip(names, ms, strict=True) if name not in seen) / ms.sum())
-
-
-def class_names(load: Load, numbers: Numbers) -> list[str]:
-    """``conv int8`` for each group; what does not multiply has no dtype of its own."""
-    narrow = numbers.weight not in (numbers.float, numbers.compute)
-    found = []
-    for kind, dtype in zip(load.kinds, load.dtypes, strict=True):
-        name = KINDS[int(kind)]
-        if name in COMPUTING:
-            name += f" {DTYPES[int(dtype)]}"
-        found.append(
-            f"{name} by {numbers.weight}" if narrow and name.split()[0] in WEIGHTED else name
-        )
-    return found

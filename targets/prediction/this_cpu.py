@@ -25,6 +25,8 @@ from edgekit.targets.prediction.machine import Machine
 #: Rows, columns and terms of the product; bytes of the copy; operators of the chain.
 PRODUCT, COPY, CHAIN = 1024, 1 << 26, 200
 SECONDS, LEAST, OPSET = 1.0, 5, 20
+#: Of what is kept: how it was measured, and seconds after which it is measured once more.
+METHOD, AGE = 1, 24 * 3600.0
 
 
 def machine(name: str, threads: int) -> Machine:
@@ -33,13 +35,30 @@ def machine(name: str, threads: int) -> Machine:
 
     from edgekit.machine import environment
 
-    key = f"{environment().get('cpu')} {onnxruntime.__version__} {threads}"
+    key = f"{environment().get('cpu')} {onnxruntime.__version__} {threads} {METHOD}"
     path = _folder() / f"cpu-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = _kept(path, {"key": key, **measure(threads)})
+    found = _known(path)
+    if found is None or time.time() - path.stat().st_mtime > AGE:
+        found = _kept(path, _better(found, {"key": key, **measure(threads)}))
     return Machine(name, found["rates"], found["bandwidth"], floor=found["floor"])
+
+
+def _known(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _better(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """The best of both: what was measured beside other work is too low, never too high."""
+    if old is None:
+        return new
+    rates = {dtype: max(rate, old["rates"][dtype]) for dtype, rate in new["rates"].items()}
+    bandwidth = max(new["bandwidth"], old["bandwidth"])
+    floor = min(new["floor"], old["floor"])
+    return {**new, "rates": rates, "bandwidth": bandwidth, "floor": floor}
 
 
 def measure(threads: int) -> dict[str, Any]:

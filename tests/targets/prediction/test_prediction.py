@@ -146,6 +146,21 @@ def test_a_cpu_is_measured_once(tmp_path, monkeypatch):
     assert calls == [1, 2]
 
 
+def test_what_was_measured_long_ago_is_measured_again_and_the_best_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(this_cpu, "AGE", -1.0)
+    tries = iter(((1e11, 9e9), (2e11, 1e9)))
+
+    def measure(threads):
+        rate, bandwidth = next(tries)
+        return {"rates": {"fp32": rate, "int8": rate}, "bandwidth": bandwidth, "floor": 1e-6}
+
+    monkeypatch.setattr(this_cpu, "measure", measure)
+    machine_for(targets.load("cpu"), 1)
+    found = machine_for(targets.load("cpu"), 1)
+    assert (found.rates["fp32"], found.bandwidth) == (2e11, 9e9)
+
+
 def test_measuring_gives_rates_of_a_computer(monkeypatch):
     monkeypatch.setattr(this_cpu, "SECONDS", 0.02)
     monkeypatch.setattr(this_cpu, "PRODUCT", 128)
