@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 FAKES = Path(__file__).with_name("fake_jetson")
+#: Stand-ins, which import each other as a device's packages.
+collect_ignore = ["fake_jetson"]
 
 
 @pytest.fixture(scope="session")
