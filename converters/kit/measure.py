@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Iterable, NamedTuple, Sequence
 import numpy as np
 
 from .problem import Problem
-from .watch import Watch, doubts
+from .watch import Watch, doubts, energy
 
 if TYPE_CHECKING:
     from .engine import Arrays, Engine
@@ -133,7 +133,7 @@ def _figures(
         "throughput": round(batch / mean, 2),
         "spread": round(spread, 4),
         "device_ms": {name: _median(part[name] for part in parts) for name in parts[0]} or None,
-        "energy": _energy(watched, len(times) * batch),
+        "energy": energy(watched, len(times) * batch),
         "watch": watched,
         "doubts": doubts(watched, spread),
     }
@@ -155,15 +155,3 @@ def p90_at_most(times: Sequence[float]) -> float:
     count = len(times)
     rank = int(np.ceil(0.9 * count + 2.326 * np.sqrt(0.09 * count) + 0.5))
     return float(np.sort(np.asarray(times))[min(rank, count) - 1])
-
-
-def _energy(watched: dict[str, Any], samples: int) -> dict[str, Any]:
-    """Joules a sample, of all that the meter sees; or why there are none."""
-    found = watched["energy"]
-    if found["joules"] is None:
-        return {"meter": None, "why": found.get("why") or "no meter"}
-    return {
-        "meter": found["meter"],
-        "joules_per_inference": found["joules"] / samples,
-        "watts": found["watts"],
-    }

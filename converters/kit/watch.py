@@ -140,3 +140,20 @@ def doubts(report: Mapping[str, Any], spread: float | None = None) -> list[str]:
     if report["other_gpu_processes"]:
         found.append(f"not alone: {report['other_gpu_processes']} other processes use the GPU")
     return found
+
+
+def energy(report: Mapping[str, Any], samples: int) -> dict[str, Any]:
+    """Joules a sample, of all that the meter sees; or why there are none.
+
+    Args:
+        report: of a `Watch`.
+        samples: that were computed while it watched.
+    """
+    found = report["energy"]
+    if found["joules"] is None:
+        return {"meter": None, "why": found.get("why") or "no meter"}
+    return {
+        "meter": found["meter"],
+        "joules_per_inference": found["joules"] / samples,
+        "watts": found["watts"],
+    }

@@ -21,7 +21,7 @@ from edgekit.latency.plan import Plan
 from edgekit.latency.settings import opening, phases
 from edgekit.latency.subjects import Candidate, SourceSession
 from edgekit.latency.timing import Latency
-from edgekit.machine import Watch, doubts
+from edgekit.machine import Watch, doubts, energy
 from edgekit.progress import say
 from edgekit.targets.runtimes import Arrays, Runtime
 
@@ -151,18 +151,6 @@ def figure(name: str, latency: Latency, share: float) -> dict[str, Any]:
 
     low, value, high = quantile_interval(np.array(latency.times), share)
     return {"name": name, "value": value, "low": low, "high": high}
-
-
-def energy(watched: dict[str, Any], samples: int) -> dict[str, Any]:
-    """Joules a sample, of all that the meter sees; or why there are none."""
-    found = watched["energy"]
-    if found["joules"] is None:
-        return {"meter": None, "why": found.get("why") or "no meter"}
-    return {
-        "meter": found["meter"],
-        "joules_per_inference": found["joules"] / samples,
-        "watts": found["watts"],
-    }
 
 
 @contextlib.contextmanager

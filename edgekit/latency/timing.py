@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+
+from edgekit.converters.kit.measure import p90_at_most
 
 #: Calls that are timed at least.
 LEAST = 10
@@ -62,14 +63,8 @@ class Latency:
 
     @property
     def p90_at_most(self) -> float:
-        """What p90 doesn't exceed with a confidence of 99%: MLPerf's early-stopping estimate.
-
-        The order statistic above which p90 lies with a chance of 1% (binomial, by its normal
-        approximation), or the largest where there are too few calls.
-        """
-        count = len(self.times)
-        rank = math.ceil(0.9 * count + 2.326 * math.sqrt(0.09 * count) + 0.5)
-        return float(np.sort(self.times)[min(rank, count) - 1])
+        """What p90 doesn't exceed with a confidence of 99%: MLPerf's early-stopping estimate."""
+        return p90_at_most(self.times)
 
     def box(self) -> dict[str, Any]:
         """Quartiles, the ends of Tukey's whiskers, and how many calls lie beyond.

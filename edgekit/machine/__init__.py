@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from edgekit.converters.kit.memory import DeviceMemory, PeakMemory, device_memory, peak_memory
-from edgekit.converters.kit.watch import Watch, doubts
+from edgekit.converters.kit.watch import Watch, doubts, energy
 from edgekit.machine.facts import environment
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "cores",
     "device_memory",
     "doubts",
+    "energy",
     "environment",
     "peak_memory",
     "thread_counts",
