@@ -141,7 +141,8 @@ def load(module: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> N
         source: what errors should call the state.
 
     Raises:
-        EdgekitError: a tensor is missing, or has no place.
+        EdgekitError: a tensor is missing, has no place, or is none that its module can have (its
+            ``check`` says so).
     """
     from torch import nn
 
@@ -164,6 +165,9 @@ def load(module: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> N
             owner._parameters[leaf] = fresh
         else:
             owner._buffers[leaf] = value
+    for path, each in module.named_modules():
+        if callable(check := getattr(each, "check", None)) and origin(each) is None:
+            check(path)
 
 
 def _expected(module: nn.Module, path: str) -> str | None:
