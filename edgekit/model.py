@@ -247,6 +247,7 @@ class Model:
         import torch
 
         from edgekit.edit import quiet_copies
+        from edgekit.operators import DISCRETE
         from edgekit.tidy import tidy
 
         module = (self.traced or self.module).eval()
@@ -279,7 +280,8 @@ class Model:
                 "Models with data-dependent Python control flow need a rewrite first.",
             ) from error
         outputs = (*self.outputs, *(state.output for state in self.states))
-        return tidy(Graph(exported, inputs, outputs, states=self.states))
+        discrete = any(str(node.target) in DISCRETE for node in exported.graph.nodes)
+        return tidy(Graph(exported, inputs, outputs, states=self.states, discrete=discrete))
 
 
 @dataclass(frozen=True)
@@ -291,6 +293,8 @@ class Graph:
         inputs, outputs: as in Model, then the states'; the names that artifacts carry.
         precision: ``fp32``, ``fp16`` or ``int8``.
         states: as in Model.
+        discrete: whether it computes levels, which rounding can change by a whole one; see
+            ``drift.tolerance_for``.
     """
 
     exported: ExportedProgram
@@ -298,6 +302,7 @@ class Graph:
     outputs: tuple[str, ...]
     precision: str = "fp32"
     states: tuple[State, ...] = ()
+    discrete: bool = False
 
     def replace(self, exported: ExportedProgram, precision: str | None = None) -> Graph:
         """The same contract around a rewritten program."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import files, pipeline
 from edgekit.converters import Artifact
-from edgekit.drift import TOLERANCES, Drift, compare, first_divergence
+from edgekit.drift import Drift, compare, first_divergence, tolerance_for
 from edgekit.errors import CheckFailed
 from edgekit.find import find
 from edgekit.model import Graph, Model
@@ -160,7 +160,7 @@ class Work(Source):
         outputs = self.run(artifact, runtime, [*self.batches, *self.shorter])
         actual = outputs[: len(self.batches)]
         drift = compare([*self.expected, *self.shorter_expected], outputs)
-        tolerance = TOLERANCES[self.recipe.precision]
+        tolerance = tolerance_for(self.recipe.precision, self.graph.discrete)
         failure = tolerance.failure(drift)
         if failure:
             batch = self.graph.complete(self.batches[0])

@@ -28,23 +28,24 @@ class FakeQuantizer(torch.nn.Module):
 
     The step is the parameter; what multiplies is the nearest positive float16, as a scale table
     keeps it, and the gradient passes that rounding straight. The scale of an 8-bit float stays
-    as it is: its levels are about as fine at any scale.
+    as it is: its levels are about as fine at any scale. So does that of what a spiking unit gives.
 
     Attributes:
         step: (n,): one, or where the table's differ one for each of its.
         sites: the names of those that it stands for.
     """
 
-    def __init__(self, entry: Entry, factor: float = 1.0) -> None:
+    def __init__(self, entry: Entry, factor: float = 1.0, fixed: bool = False) -> None:
         """
         Args:
             entry: of the site: its first scales.
             factor: what the site's tensor has been multiplied by.
+            fixed: whether the step stays as it is.
         """
         super().__init__()
         one = len(set(entry.scale)) == 1
         steps = torch.tensor(entry.scale[:1] if one else entry.scale, dtype=torch.float32)
-        self.step = torch.nn.Parameter(steps, requires_grad=entry.dtype != "fp8")
+        self.step = torch.nn.Parameter(steps, requires_grad=not fixed and entry.dtype != "fp8")
         self.sites: list[str] = []
         self._entry, self._factor = entry, factor
         self.weight = entry.kind == "weight"

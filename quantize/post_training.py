@@ -20,6 +20,7 @@ from edgekit.quantize.methods import divide
 from edgekit.quantize.scales import Entry, ScaleTable, half_exact
 from edgekit.quantize.schemes import QMAX, Dtype
 from edgekit.quantize.sites import Site, find_sites
+from edgekit.quantize.spiking.units import scale_behind
 from edgekit.quantize.weights import levels, real, scale_of, weight_entry
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ def quantize(
 ) -> Quantized:
     """Scales for every site, and the tensors that the plan's methods changed.
 
+    What a spiking unit feeds has the unit's own scale, whatever its range.
+
     Args:
         graph: in fp32; it must take ``batch_size`` samples.
         data: samples by input name, without a batch.
@@ -182,13 +185,12 @@ def _entries(graph: Graph, sites: tuple[Site, ...], seen: Seen, plan: Plan) -> d
                 entries[site.name] = weight_entry(weight, site.operator, scheme)
         elif scheme.activation is not None:
             dtype = _activation_dtype(scheme.activation, site)
-            qmax = QMAX[dtype]
-            peak = plan.range.peak(seen.by_site[site.name], qmax)
+            scale = scale_behind(editor, calls[site.node], site)
+            if scale is None:
+                peak = plan.range.peak(seen.by_site[site.name], QMAX[dtype])
+                scale = float(half_exact(np.array(peak / QMAX[dtype])))
             entries[site.name] = Entry(
-                kind=site.kind,
-                operator=site.operator,
-                dtype=dtype,
-                scale=(float(half_exact(np.array(peak / qmax))),),
+                kind=site.kind, operator=site.operator, dtype=dtype, scale=(scale,)
             )
     return entries
 

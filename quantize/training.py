@@ -24,6 +24,7 @@ from edgekit.quantize.fake_quantizer import FakeQuantizer
 from edgekit.quantize.place import fitting_sites
 from edgekit.quantize.post_training import Quantized, changed_tensors
 from edgekit.quantize.sites import Site
+from edgekit.quantize.spiking.units import unit_behind
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -159,7 +160,8 @@ class _Marker:
 
     def _mark(self, operand: Node, name: str, like: Node, factor: float = 1.0) -> Node:
         mark = self.editor.call(torch.ops.aten.clone.default, operand, like=like)
-        self.marks[mark] = FakeQuantizer(self.table.sites[name], factor)
+        fixed = unit_behind(operand) is not None
+        self.marks[mark] = FakeQuantizer(self.table.sites[name], factor, fixed)
         return mark
 
 

@@ -44,7 +44,7 @@ class Rules:
 WITHOUT_LOOPS = ("scan_by_doubling", "chunked_ssd", "chunked_delta", "chunked_lmu")
 
 _TENSORRT = Rules(
-    rewrites=("attention", *WITHOUT_LOOPS),
+    rewrites=("spiking_units", "attention", *WITHOUT_LOOPS),
     quantized_rewrites=(),
     operators=frozenset({"linear", "conv"}),
     matmul=True,
@@ -58,7 +58,7 @@ _TENSORRT = Rules(
 
 RULES = {
     "onnxruntime": Rules(
-        rewrites=("attention", "softplus"),
+        rewrites=("spiking_units", "attention", "softplus"),
         quantized_rewrites=("conv_as_linear",),
         operators=frozenset({"linear"}),
         matmul=True,
@@ -77,7 +77,7 @@ RULES = {
         ),
     ),
     "openvino": Rules(
-        rewrites=("attention",),
+        rewrites=("spiking_units", "attention"),
         quantized_rewrites=("conv_as_linear",),
         operators=frozenset({"linear", "attention"}),
         matmul=True,
@@ -96,7 +96,7 @@ RULES = {
     "tensorrt": _TENSORRT,
     "tensorrt_rtx": _TENSORRT,
     "coreml": Rules(
-        rewrites=(*WITHOUT_LOOPS, "causal_attention", "rank5"),
+        rewrites=("spiking_units", *WITHOUT_LOOPS, "causal_attention", "rank5"),
         quantized_rewrites=(),
         operators=frozenset({"linear", "conv"}),
         matmul=False,

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 
 import torch
 
+#: Those that give levels: a difference in rounding, however small, can become one of a level.
+DISCRETE = ("edgekit.qcfs.default", "edgekit.fire.default")
+
 
 def wide(*tensors: torch.Tensor) -> list[torch.Tensor]:
     """The tensors in float32, or in float64 where the first is."""

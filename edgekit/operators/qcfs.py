@@ -72,8 +72,13 @@ def written_out(
     signed: bool,
     form: str,
 ) -> torch.Tensor:
-    """``qcfs`` in plain operators, as targets lower it."""
+    """``qcfs`` in plain operators."""
     z = x * per_threshold(x, threshold, steps, axis)
+    return of_levels(z, scale, steps, signed, form)
+
+
+def of_levels(z: torch.Tensor, scale: float, steps: int, signed: bool, form: str) -> torch.Tensor:
+    """The same of z, as targets lower it."""
     count = counted if form == "temporal" else level
     found = count(z, steps)
     return (found - count(-z, steps) if signed else found) * scale

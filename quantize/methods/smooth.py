@@ -22,6 +22,7 @@ from edgekit.quantize.channels import (
 from edgekit.quantize.follow import follow
 from edgekit.quantize.methods import divide
 from edgekit.quantize.sites import find_sites
+from edgekit.quantize.spiking.units import unit_behind
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -168,6 +169,9 @@ class Smooth:
         """Divide inputs of linears where it pays; the factors by call."""
         by_source: dict[Node, list[Node]] = {}
         for call in editor.calls("aten.linear.default"):
+            # Levels are divided by nothing: they would not be levels any more.
+            if unit_behind(call.args[0]) is not None:
+                continue
             if call.name in peaks and owned(editor, call.args[1]):
                 by_source.setdefault(call.args[0], []).append(call)  # type: ignore[arg-type]
         divided = {}
