@@ -62,11 +62,11 @@ def find(model: Model, kinds: tuple[type[nn.Module], ...], exclude: Sequence[str
     module = model.module
     holders = Counter(id(p) for each in module.modules() for p in each._parameters.values())
     paths = {path: each for path, each in module.named_modules() if isinstance(each, kinds)}
-    _check(exclude, paths)
+    asked = excluded(exclude, paths)
     called = _called(model, paths.values())
     for path, layer in paths.items():
         found.chosen[path] = layer
-        if any(_matches(path, glob) for glob in exclude):
+        if path in asked:
             found.leave(path, "as asked")
         elif any(holders[id(p)] > 1 for p in layer._parameters.values() if p is not None):
             found.leave(path, "their weights are another module's too")
@@ -84,14 +84,21 @@ def _matches(path: str, glob: str) -> bool:
     return any(fnmatchcase(".".join(parts[:end]), glob) for end in range(1, len(parts) + 1))
 
 
-def _check(exclude: Sequence[str], paths: Iterable[str]) -> None:
+def excluded(exclude: Sequence[str], paths: Iterable[str]) -> set[str]:
+    """The paths that globs name, by themselves or by what holds them.
+
+    Raises:
+        EdgekitError: a glob matches nothing.
+    """
+    paths = list(paths)
     for glob in exclude:
         if not any(_matches(path, glob) for path in paths):
             raise EdgekitError(
                 f"exclude={glob!r} matches no layer.",
-                f"The model has, for example, {', '.join(list(paths)[:8]) or 'none'}.",
+                f"The model has, for example, {', '.join(paths[:8]) or 'none'}.",
                 "Write a path, or a glob over paths, such as head or blocks.0.*.",
             )
+    return {path for path in paths if any(_matches(path, glob) for glob in exclude)}
 
 
 def _called(model: Model, layers: Iterable[nn.Module]) -> set[nn.Module]:
