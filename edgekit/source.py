@@ -268,7 +268,7 @@ def load_model(recipe: Recipe) -> Model:
         raise EdgekitError(
             f"{recipe.model} cannot stream.",
             "It carries nothing from one call to the next.",
-            "Drop --mode stream, or give a causal language model.",
+            "Drop --mode stream, or give a causal language model, or reference/lmuformer.",
         )
     return model
 

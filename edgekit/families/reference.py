@@ -36,13 +36,13 @@ def load(name: str, options: Options) -> Model:
 
     Raises:
         EdgekitError: unknown model or argument (the known are named), an argument of another
-            type, no weights, or a checkpoint of another model.
+            type, no weights, a checkpoint of another model, or a stream of one that cannot.
     """
     source, folder = f"reference/{name}", Path(name).expanduser()
     local = (folder / CONFIG).is_file()
     model_name, arguments = _saved(folder) if local else (name, {})
     model = make(model_name, {**arguments, **options.arguments})
-    model = dataclasses.replace(model, source=source, inputs=options.inputs or model.inputs)
+    model = dataclasses.replace(model, source=source)
     path = options.checkpoint or (folder if local else None)
     if options.random_weights:
         weights = "random"
@@ -54,8 +54,13 @@ def load(name: str, options: Options) -> Model:
         raise EdgekitError(
             f"{source} has no published weights.", "", "Pass --checkpoint FILE or --random-weights."
         )
+    if options.mode == "stream":
+        from edgekit.families.references import streaming
+
+        model = streaming.attach(model)
+    model = dataclasses.replace(model, weights=weights, inputs=options.inputs or model.inputs)
     probe.tensors(probe.run(model.module, model.inputs, source), source)
-    return dataclasses.replace(model, weights=weights)
+    return model
 
 
 def make(name: str, arguments: Mapping[str, Any]) -> Model:
