@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgekit.whole import opened
 if TYPE_CHECKING:
     from edgekit.converters.on_device import DeviceResult
     from edgekit.latency import Plan
+    from edgekit.quantize.spiking.report import Spikes
     from edgekit.targets.runtimes import Arrays
     from edgekit.work import Work
 
@@ -87,6 +89,42 @@ def inspect(recipe: Recipe) -> Summary:
         preprocess=asdict(model.preprocess) if model.preprocess else None,
         sites=tuple(site.module for site in sites if site.kind == "weight"),
     )
+
+
+def count_spikes(recipe: Recipe, data: Path, samples: int) -> tuple[Spikes, list[dict[str, Any]]]:
+    """Count a spiking model's spikes, and measure its engine.
+
+    Args:
+        data: what it runs on: a folder of images, .npz, ...
+        samples: of the data, at most.
+
+    Returns:
+        The counts, and the latency on this machine of its fp32 ONNX file, as a bundle has it.
+
+    Raises:
+        EdgekitError: bad input, or no unit or neuron in the model.
+    """
+    from edgekit import targets
+    from edgekit.latency import Settings, time_artifact
+    from edgekit.quantize.spiking.report import count
+    from edgekit.work import Work
+
+    if recipe.mode == "stream":
+        raise EdgekitError(
+            f"{recipe.model} is asked for as a stream.",
+            "Spikes are counted over whole sequences.",
+            "Drop --mode stream.",
+        )
+    only = {
+        **{"precision": "fp32", "exclude": (), "scales": None, "qat": None, "targets": ("cpu",)},
+        **{"split_streams": False, "evaluation": data, "evaluation_samples": samples},
+    }
+    work = Work(recipe.model_copy(update=only))
+    found = count(work.graph, work.batches, recipe.model)
+    settings = Settings(work.batches[0], recipe.warmup, recipe.iterations, recipe.seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = work.artifact(targets.load("cpu"), "onnx", Path(folder), None)
+        return found, time_artifact(artifact, "onnxruntime", settings)
 
 
 @dataclass(frozen=True)

@@ -281,6 +281,7 @@ def test_inspect_counts_and_needs_no_target_or_data(edgekit, model, digits_model
     assert found["operations"] == 64 * dim * 16 + 2 * block + dim * 10
     assert len(found["sites"]) == 1 + 2 * 4 + 1
     assert "verified" in edgekit("inspect", cpu_bundle).out
+    refused(edgekit("inspect", cpu_bundle, "--spikes", "x.npz"), "is a bundle", digits_model.name)
 
 
 def test_targets_and_doctor(edgekit):

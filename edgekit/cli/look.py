@@ -20,6 +20,10 @@ from edgekit.cli.options import (
     Targets,
     recipe_from,
 )
+from edgekit.errors import EdgekitError
+
+#: That spikes are counted on, if it is not said.
+SAMPLES = 64
 
 
 def inspect(
@@ -32,21 +36,43 @@ def inspect(
     plan: Annotated[
         bool, typer.Option("--plan", help="Read no weights: what would it need, and where?")
     ] = False,
+    spikes: Annotated[
+        Path | None,
+        typer.Option(help="Count a spiking model's spikes on this data; estimate its energy."),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Count on at most so many [64].", min=1)
+    ] = None,
     target: Targets = None,
     as_json: Json = False,
 ) -> None:
-    """Describe a model, or a bundle; plan a model of any size."""
+    """Describe a model, or a bundle; plan a model of any size; count spikes."""
     from edgekit import single
     from edgekit.bundle import MANIFEST, Bundle
 
+    if samples is not None and spikes is None:
+        raise EdgekitError("--samples has no meaning without --spikes DATA.", "", "Drop it.")
     if (Path(model) / MANIFEST).exists():
         made = Bundle.open(Path(model))
+        if spikes is not None:
+            raise EdgekitError(
+                f"{model} is a bundle: its artifacts tell no spikes.",
+                "They are counted in the model that it was built from.",
+                f"Give that: `edgekit inspect {made.manifest.recipe['model']} --spikes {spikes}`.",
+            )
         if as_json:
             show.dump(made.manifest.model_dump(mode="json"))
         else:
             show.bundle(made)
         return
-    recipe = recipe_from(locals())
+    recipe = recipe_from({name: v for name, v in locals().items() if name != "samples"})
+    if spikes is not None:
+        found, latency = single.count_spikes(recipe, spikes, samples or SAMPLES)
+        if as_json:
+            show.dump({**found.as_dict(), "latency": latency})
+        else:
+            show.spikes(found, latency)
+        return
     if plan:
         from edgekit.plan import plan as planned
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from edgekit.bundle import Bundle
     from edgekit.evaluation.scores import Report, Score
+    from edgekit.quantize.spiking.report import Spikes
     from edgekit.single import Checked
 
 
@@ -65,6 +66,42 @@ def stages(title: str, stages: list[dict[str, Any]]) -> None:
     from edgekit import table
 
     table.show(table.stages_table(title, stages))
+
+
+def spikes(found: Spikes, latency: list[dict[str, Any]]) -> None:
+    """Print what was counted of a spiking model, what is estimated, and what was measured."""
+    from edgekit import table
+    from edgekit.quantize.spiking.report import AC_PJ, CONSTANTS, MAC_PJ
+
+    rows = [
+        (
+            layer.name,
+            layer.kind,
+            layer.unit or "real numbers",
+            str(layer.steps or ""),
+            "" if layer.rate is None else f"{layer.rate:.3f}",
+            f"{layer.macs:,.0f}",
+            f"{layer.acs:,.0f}" if layer.unit else "",
+        )
+        for layer in found.layers
+    ]
+    columns = ("layer", "kind", "its input is of", "T", "spike rate", "MACs", "ACs instead")
+    title = f"Spikes, the mean of {found.samples} samples"
+    table.show(table.plain_table(title, columns, rows))
+    typer.echo(
+        f"Of {found.macs:,.0f} MACs a sample {found.analog:,.0f} stay; spikes make the others "
+        f"{found.acs:,.0f} ACs (synaptic operations)."
+    )
+    typer.echo(
+        f"Energy, an estimate: {found.energy_uj:.3g} uJ a sample; the same layers in float "
+        f"{found.float_uj:.3g} uJ, an estimate. {MAC_PJ} pJ a MAC, {AC_PJ} pJ an AC ({CONSTANTS}); "
+        "without memory traffic and the neurons themselves."
+    )
+    if found.uncounted:
+        typer.echo(f"In neither are {', '.join(found.uncounted)}, which are not counted.")
+    forms = " and ".join(found.forms)
+    table.show(table.latency_table(f"Measured here: ONNX in fp32, {forms}, ms", latency))
+    typer.echo("The engine computes all of it as floats: it saves nothing where there is no spike.")
 
 
 def checks(checks: list[Checked]) -> None:

@@ -38,9 +38,15 @@ _PADS = ("aten.pad.default", "aten.constant_pad_nd.default")
 
 def unit_behind(value: Any) -> Node | None:
     """The call of the unit that gives a tensor, through what only moves values, or None."""
+    call: Node | None = moved_from(value)
+    return call if str(getattr(call, "target", "")) == UNIT else None
+
+
+def moved_from(value: Any) -> Any:
+    """What gives a tensor's values, before they were only moved."""
     while str(getattr(value, "target", "")) in _MOVES or _pads_zero(value):
         value = value.args[0]
-    return value if str(getattr(value, "target", "")) == UNIT else None
+    return value
 
 
 def scale_behind(editor: Editor, call: Node, site: Site) -> float | None:
