@@ -13,7 +13,14 @@ With x[t] the features of a frame, and BN a batch norm:
 Nothing looks ahead, so one set of weights has two forms. In parallel, of a whole clip: the memory
 is products with powers of A (``operators.lmu``), and the logits are those at the last frame. As a
 stream, of frames as they come: a call takes and gives what is remembered, which has the same size
-after any number of frames, and gives the logits at each.
+after any number of frames, and gives the logits at each. They agree to rounding.
+
+With ``neuron``, every ReLU is a layer of neurons (``quantize/spiking/neurons.py``): each frame is a
+step that they fire in, and their potentials are remembered too. The memory and the integrator stay
+analog. From equal currents, neurons fire alike however frames are cut into calls. The currents are
+sums of products, though, whose rounding depends on the call's length: where sums are exact (weights
+and frames are multiples of a power of two), so is the whole model; else a current that is
+a rounding error away from a threshold may fire in one form and not in the other.
 
 Where we leave the paper: its convolutions look one frame ahead, the last has one more beside it,
 the mixer's activation is a GELU, and the logits are the mean over all frames, not a leaky one.
@@ -21,8 +28,9 @@ the mixer's activation is a GELU, and the logits are the mean over all frames, n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +39,7 @@ from torch.nn import functional
 from edgekit.errors import EdgekitError
 from edgekit.families.references.lmu import LONGEST, legendre
 from edgekit.families.references.streaming import Carried
+from edgekit.find import unknown
 from edgekit.model import Dim, Input, Model, State
 from edgekit.operators.linear_scan import linear_scan
 from edgekit.operators.lmu import lmu
@@ -50,6 +59,8 @@ class Config:
         order: coefficients of each of them.
         ratio: of the mixer's channels to ``width``.
         readout: T, in frames.
+        neuron: what fires in the place of the ReLUs: ``if``, ``lif`` or ``plif``; '' is none.
+        tau: of ``lif``, and where ``plif`` starts from, in frames.
     """
 
     features: int = 40
@@ -62,6 +73,28 @@ class Config:
     order: int = 16
     ratio: int = 2
     readout: float = 10.0
+    neuron: str = ""
+    tau: float = 2.0
+
+
+class Activation(nn.Module):
+    """ReLU, or neurons along the frames, (b, length, width)."""
+
+    def __init__(self, width: int, config: Config, name: str) -> None:
+        super().__init__()
+        self.unit: Any = _unit(width, config)
+        self.remembers = (State(f"potential_{name}", (1, width)),) if config.neuron else ()
+
+    def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
+        """As the class says; None carries nothing into a whole sequence."""
+        y: Tensor
+        if carried is None or not self.remembers:
+            y = self.unit(x)
+            return y
+        (potential,) = self.remembers
+        y, after = self.unit.forward_with(x, carried.take(potential))
+        carried.keep(potential, after)
+        return y
 
 
 class CausalConv(nn.Conv1d):
@@ -93,31 +126,32 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.conv = CausalConv(channels, config.width, config.kernel)
         self.norm = nn.BatchNorm1d(config.width)
-        self.act = nn.ReLU()
-        self.state = State(f"conv_{number}", (1, channels, config.kernel - 1))
+        self.act = Activation(config.width, config, str(number))
+        self.remembers = (State(f"conv_{number}", (1, channels, config.kernel - 1)),)
 
     def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
-        """As the class says; None carries nothing into a whole sequence."""
+        """As the class says."""
         x, past = x.transpose(1, 2), None
         if carried is not None:
-            past = carried.take(self.state)
-            carried.keep(self.state, torch.cat([past, x], 2)[:, :, -past.shape[2] :])
-        y: Tensor = self.act(self.norm(self.conv(x, past)).transpose(1, 2))
+            (state,) = self.remembers
+            past = carried.take(state)
+            carried.keep(state, torch.cat([past, x], 2)[:, :, -past.shape[2] :])
+        y: Tensor = self.act(self.norm(self.conv(x, past)).transpose(1, 2), carried)
         return y
 
 
 class Dense(nn.Module):
     """A linear, its batch norm and its activation, frame by frame."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, config: Config, name: str) -> None:
         super().__init__()
         self.linear = nn.Linear(channels, width, bias=False)
         self.norm = FrameNorm(width)
-        self.act = nn.ReLU()
+        self.act = Activation(width, config, name)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
         """(b, length, channels) to (b, length, width)."""
-        y: Tensor = self.act(self.norm(self.linear(x)))
+        y: Tensor = self.act(self.norm(self.linear(x)), carried)
         return y
 
 
@@ -129,34 +163,36 @@ class Memory(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.enter = Dense(config.width, config.channels)
-        self.leave = Dense(config.order * config.channels + config.width, config.width)
+        remembered = config.order * config.channels
+        self.enter = Dense(config.width, config.channels, config, "enter")
+        self.leave = Dense(remembered + config.width, config.width, config, "leave")
         for name, value in zip("AB", legendre(config.order, config.window), strict=True):
             self.register_buffer(name, value.float(), persistent=False)
-        self.state = State("memory", (1, config.order, config.channels))
+        self.remembers = (State("memory", (1, config.order, config.channels)),)
 
     def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
         """As the class says."""
-        u = self.enter(x)
-        before = carried.take(self.state) if carried else u.new_zeros(len(u), *self.state.shape[1:])
-        memory, after = lmu(u, self.A, self.B, before)
+        u, (state,) = self.enter(x, carried), self.remembers
+        start = carried.take(state) if carried else u.new_zeros(u.shape[0], len(self.A), u.shape[2])
+        memory, after = lmu(u, self.A, self.B, start)
         if carried:
-            carried.keep(self.state, after)
-        y: Tensor = self.leave(torch.cat([memory.flatten(2), x], -1))
+            carried.keep(state, after)
+        y: Tensor = self.leave(torch.cat([memory.flatten(2), x], -1), carried)
         return y
 
 
 class Mixer(nn.Module):
     """Channels of a frame with each other, added to it."""
 
-    def __init__(self, width: int, ratio: int) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        self.expand = Dense(width, ratio * width)
-        self.project = nn.Linear(ratio * width, width)
+        inner = config.ratio * config.width
+        self.expand = Dense(config.width, inner, config, "expand")
+        self.project = nn.Linear(inner, config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
         """(b, length, width)."""
-        y: Tensor = x + self.project(self.expand(x))
+        y: Tensor = x + self.project(self.expand(x, carried))
         return y
 
 
@@ -166,16 +202,17 @@ class Readout(nn.Module):
     def __init__(self, width: int, frames: float) -> None:
         super().__init__()
         self.frames = frames
-        self.state = State("readout", (1, width))
+        self.remembers = (State("readout", (1, width)),)
 
     def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
         """As the class says."""
-        before = carried.take(self.state) if carried else torch.zeros_like(x[:, 0])
-        decay = torch.full_like(x, 1 - 1 / self.frames)
         y: Tensor
-        y, after = linear_scan(x / self.frames, decay, before)
+        (state,) = self.remembers
+        start = carried.take(state) if carried else torch.zeros_like(x[:, 0])
+        decay = torch.full_like(x, 1 - 1 / self.frames)
+        y, after = linear_scan(x / self.frames, decay, start)
         if carried:
-            carried.keep(self.state, after)
+            carried.keep(state, after)
         return y
 
 
@@ -194,10 +231,24 @@ class LMUFormer(nn.Module):
             for number, channels in enumerate(widths[: config.depth])
         )
         self.memory = Memory(config)
-        self.mixer = Mixer(config.width, config.ratio)
+        self.mixer = Mixer(config)
         self.readout = Readout(config.width, config.readout)
         self.head = nn.Linear(config.width, config.classes)
-        self.states = (*(each.state for each in self.embed), self.memory.state, self.readout.state)
+        parts = (vars(module) for module in self.modules())
+        self.states: tuple[State, ...] = sum((p.get("remembers", ()) for p in parts), ())
+        if config.neuron:
+            self._excite(1.0 if config.neuron == "if" else config.tau)
+
+    def _excite(self, current: float) -> None:
+        """Start with currents that make neurons fire, untrained too.
+
+        Args:
+            current: its usual size; a neuron that leaks takes up 1/tau of one.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d) and module.running_var is not None:
+                nn.init.constant_(module.weight, current)
+                module.running_var.fill_(0.05)  # as of sums of spikes with weights not yet trained
 
     def forward(self, x: Tensor) -> Tensor:
         """As the class says."""
@@ -215,7 +266,7 @@ class LMUFormer(nn.Module):
     def _read(self, x: Tensor, carried: Carried | None) -> Tensor:
         for embed in self.embed:
             x = embed(x, carried)
-        y: Tensor = self.readout(self.mixer(self.memory(x, carried)), carried)
+        y: Tensor = self.readout(self.mixer(self.memory(x, carried), carried), carried)
         return y
 
 
@@ -235,3 +286,18 @@ def _check(config: Config) -> None:
             raise EdgekitError(
                 f"lmuformer: {name} is {getattr(config, name)}.", "", f"Give {bound} or more."
             )
+
+
+def _unit(width: int, config: Config) -> nn.Module:
+    """What an activation is."""
+    from edgekit.quantize.spiking import neurons
+
+    kinds: dict[str, Callable[[], nn.Module]] = {
+        "": nn.ReLU,
+        "if": lambda: neurons.IF(width),
+        "lif": lambda: neurons.LIF(width, config.tau),
+        "plif": lambda: neurons.PLIF(width, config.tau),
+    }
+    if config.neuron not in kinds:
+        raise unknown("neuron of lmuformer", config.neuron, kinds)
+    return kinds[config.neuron]()

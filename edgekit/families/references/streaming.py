@@ -79,7 +79,7 @@ class EveryFrame(nn.Module):
 
 def start(module: Streaming, x: Tensor) -> dict[str, Tensor]:
     """The states before the first of the frames x: zeros, of its batch and dtype."""
-    return {s.name: x.new_zeros(x.shape[0], *s.shape[1:]) for s in module.states}
+    return {s.name: x.new_zeros(x.shape[0], *s.input.concrete()[1:]) for s in module.states}
 
 
 def attach(model: Model) -> Model:
