@@ -1,9 +1,10 @@
 """What an ONNX file takes and gives: names, dtypes, the range of each size that varies, states.
 
-Our files say more than ONNX does, in two entries of their metadata, each absent where empty:
+Our files say more than ONNX does, in three entries of their metadata, each absent where empty:
 
 - ``edgekit.dims``: ``{name: [least, usual, most]}`` of the symbolic sizes of the inputs.
 - ``edgekit.states``: ``[[input, output], ...]`` that a streaming model carries between calls.
+- ``edgekit.discrete``: ``true`` of a model that computes levels (``edgekit.drift.tolerance_for``).
 
 It is plain JSON all through, since the on-device kit reads it too.
 """
@@ -21,14 +22,20 @@ if TYPE_CHECKING:
 
     from edgekit.model import Graph
 
-DIMS, STATES = "edgekit.dims", "edgekit.states"
+DIMS, STATES, DISCRETE = "edgekit.dims", "edgekit.states", "edgekit.discrete"
 
 
 def metadata(graph: Graph) -> dict[str, str]:
     """What is written into the file of a graph."""
     dims = {name: [dim.least, dim.usual, dim.most] for name, dim in graph.dims.items()}
     states = [[state.name, state.output] for state in graph.states]
-    return {key: json.dumps(value) for key, value in ((DIMS, dims), (STATES, states)) if value}
+    said = ((DIMS, dims), (STATES, states), (DISCRETE, graph.discrete))
+    return {key: json.dumps(value) for key, value in said if value}
+
+
+def is_discrete(model: onnx.ModelProto) -> bool:
+    """Whether a file is of a model that computes levels; one that does not say so is not."""
+    return any(entry.key == DISCRETE for entry in model.metadata_props)
 
 
 def interface(model: onnx.ModelProto) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.converters import sparsity
-from edgekit.converters.interface import interface
+from edgekit.converters.interface import interface, is_discrete
 from edgekit.converters.kit.build import SPARSE
 from edgekit.converters.kit.main import SCHEMA_VERSION
 from edgekit.targets import Target
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx
 
 #: Least cosine, and least share of equal arg-max, of an engine's outputs and the reference.
-#: "fp32" on a Jetson means TF32 matrix products.
+#: "fp32" on a Jetson means TF32 matrix products. Of a model that computes levels it is INT8's.
 TOLERANCE = {
     "fp32": {"cosine": 0.9999, "top1": 0.99},
     "fp16": {"cosine": 0.999, "top1": 0.95},
@@ -47,7 +47,7 @@ def kit_facts(model: onnx.ModelProto, target: Target, folder: Path) -> dict[str,
         "dtypes": kinds,
         "flags": flags[precision] + _sparse_flags(model, folder, target),
         **interface(model),
-        "tolerance": TOLERANCE[precision],
+        "tolerance": TOLERANCE["int8" if is_discrete(model) else precision],
         "layers": layer_facts(model),
     }
 

@@ -22,6 +22,7 @@ from edgekit.machine import environment
 from edgekit.progress import say, stage
 from edgekit.quantize.schemes import SCHEMES
 from edgekit.recipe import Recipe
+from edgekit.single import DISCRETE
 from edgekit.targets import Target
 from edgekit.targets.runtimes import runtime_for
 from edgekit.work import Work
@@ -189,6 +190,8 @@ class _Build:
         for kind, calls_of in (("input", work.batches), ("output", work.expected)):
             for name in calls_of[0]:
                 arrays[f"{kind}/{name}"] = np.concatenate([c[name] for c in calls_of[:calls]])
+        if work.graph.discrete:
+            arrays[DISCRETE] = np.array(True)
         with out.open("wb") as stream:
             np.savez(stream, **arrays)
         judge = work.datasets[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import MANIFEST, Bundle, Row
-from edgekit.drift import TOLERANCES, Drift, compare
+from edgekit.drift import Drift, Tolerance, compare, tolerance_for
 from edgekit.errors import EdgekitError
 from edgekit.find import find, names
 from edgekit.pipeline import SUFFIX
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from edgekit.quantize.spiking.report import Spikes
     from edgekit.targets.runtimes import Arrays
     from edgekit.work import Work
+
+
+#: An entry of the reference of a model that computes levels; others lack it.
+DISCRETE = "discrete"
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,9 @@ def verify(path: Path, reference: Path | None = None, precision: str = "fp32") -
             "Pass --reference reference.npz, from the bundle that it came in.",
         )
     runtime = find("converters", format_of(path)).RUNTIME
-    return [_verify_one(path, path.name, runtime, load_reference(reference), precision)]
+    arrays = load_reference(reference)
+    tolerance = tolerance_for(precision, is_discrete(reference))
+    return [_verify_one(path, path.name, runtime, arrays, tolerance)]
 
 
 def _verify_bundle(bundle: Bundle) -> list[Checked]:
@@ -206,20 +212,25 @@ def _verify_bundle(bundle: Bundle) -> list[Checked]:
     if "reference.npz" in damaged:
         return checks
     reference = load_reference(bundle.path / "reference.npz")
+    precision = bundle.manifest.recipe["precision"]
+    tolerance = tolerance_for(precision, is_discrete(bundle.path / "reference.npz"))
     for row in bundle.manifest.rows:
         if row.path is None:
             checks.append(Checked(f"{row.target} {row.format}", row.status, False, None))
         if row.path is None or row.path in damaged:
             continue
         runtime = runtime_of(bundle, row)
-        precision = bundle.manifest.recipe["precision"]
         path = bundle.path / row.path
-        checks.append(_verify_one(path, row.path, runtime, reference, precision))
+        checks.append(_verify_one(path, row.path, runtime, reference, tolerance))
     return checks
 
 
 def _verify_one(
-    path: Path, name: str, runtime: str | None, reference: tuple[Arrays, Arrays], precision: str
+    path: Path,
+    name: str,
+    runtime: str | None,
+    reference: tuple[Arrays, Arrays],
+    tolerance: Tolerance,
 ) -> Checked:
     absent = "on the device" if runtime is None else find("runtimes", runtime).unavailable()
     if absent:
@@ -234,7 +245,7 @@ def _verify_one(
             f"{path} does not fit the reference.", f"It gives {found}; the reference has {wanted}."
         )
     drift = compare([outputs], [actual])
-    failure = TOLERANCES[precision].failure(drift)
+    failure = tolerance.failure(drift)
     return Checked(name, f"drift: {failure}" if failure else "verified", not failure, drift)
 
 
@@ -279,6 +290,14 @@ def load_reference(path: Path) -> tuple[Arrays, Arrays]:
             "Take the reference.npz of a bundle.",
         )
     return sides[0], sides[1]
+
+
+def is_discrete(reference: Path) -> bool:
+    """Whether a ``reference.npz`` is of a model that computes levels; see ``drift``."""
+    import numpy as np
+
+    with np.load(reference, allow_pickle=False) as arrays:
+        return DISCRETE in arrays.files
 
 
 def bench(

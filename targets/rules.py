@@ -41,7 +41,7 @@ class Rules:
 
 
 #: Recurrences of a known or short length, as products of matrices and sums.
-WITHOUT_LOOPS = ("scan_by_doubling", "chunked_ssd", "chunked_delta", "chunked_lmu")
+WITHOUT_LOOPS = ("scan_by_doubling", "chunked_ssd", "chunked_delta", "chunked_lmu", "unrolled_fire")
 
 _TENSORRT = Rules(
     rewrites=("spiking_units", "attention", *WITHOUT_LOOPS),
@@ -58,7 +58,7 @@ _TENSORRT = Rules(
 
 RULES = {
     "onnxruntime": Rules(
-        rewrites=("spiking_units", "attention", "softplus"),
+        rewrites=("truncated_units", "spiking_units", "attention", "softplus"),
         quantized_rewrites=("conv_as_linear",),
         operators=frozenset({"linear"}),
         matmul=True,

@@ -32,16 +32,23 @@ def rewrite(graph: Graph) -> Graph:
 
 
 def _written_out(editor: Editor, node: Node) -> Node:
-    from edgekit.operators.qcfs import of_levels, per_threshold
+    from edgekit.operators.qcfs import of_levels
 
-    x, threshold, scale, steps, axis, signed, form = editor.arguments(node)
-    stored = editor.tensor(threshold)
-    if stored is None:
-        raise TypeError(f"{node.name} has a computed threshold")
-    factor = per_threshold(x.meta["val"], stored.detach(), steps, axis)
-    held = editor.buffer(f"{node.name}_levels", factor)
+    x, _, scale, steps, _, signed, form = editor.arguments(node)
 
     def unit(x: Tensor, factor: Tensor) -> Tensor:
         return of_levels(x * factor, scale, steps, signed, form)
 
-    return editor.trace(unit, x, held, like=node, half=frozenset())[0]
+    return editor.trace(unit, x, stored_factor(editor, node), like=node, half=frozenset())[0]
+
+
+def stored_factor(editor: Editor, node: Node) -> Node:
+    """What a unit's input is multiplied by to give z, as a constant."""
+    from edgekit.operators.qcfs import per_threshold
+
+    x, threshold, _, steps, axis, *_ = editor.arguments(node)
+    stored = editor.tensor(threshold)
+    if stored is None:
+        raise TypeError(f"{node.name} has a computed threshold")
+    factor = per_threshold(x.meta["val"], stored.detach(), steps, axis)
+    return editor.buffer(f"{node.name}_levels", factor)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import MANIFEST, Bundle
-from edgekit.drift import TOLERANCES, compare
+from edgekit.drift import compare, tolerance_for
 from edgekit.errors import EdgekitError
 from edgekit.find import find, names
 from edgekit.model import BATCH, Input, Model, Preprocess, run_module
 from edgekit.pipeline import SUFFIX
 from edgekit.recipe import Recipe
-from edgekit.single import format_of, load_reference, runtime_of
+from edgekit.single import format_of, is_discrete, load_reference, runtime_of
 
 if TYPE_CHECKING:
     from edgekit.targets.runtimes import Arrays
@@ -185,12 +185,14 @@ def _other_source(
     forms = [[(i.name, i.sample_shape, i.dtype) for i in each] for each in (model.inputs, inputs)]
     if forms[0] != forms[1]:
         return f"{model.source} takes {forms[0]}, the bundle's source {forms[1]}"
-    arrays, expected = load_reference(bundle.path / "reference.npz")
+    reference = bundle.path / "reference.npz"
+    arrays, expected = load_reference(reference)
     batch = bundle.manifest.recipe["batch"]
     actual = _outputs(model, arrays, 1 if batch == "dynamic" else batch)
     if {n: v.shape for n, v in actual.items()} != {n: v.shape for n, v in expected.items()}:
         return f"{model.source} gives other outputs than the bundle's source did"
-    failure = TOLERANCES["fp32"].failure(compare([expected], [actual]))
+    tolerance = tolerance_for("fp32", is_discrete(reference))
+    failure = tolerance.failure(compare([expected], [actual]))
     return f"{model.source} is not what the bundle was made of: {failure}" if failure else ""
 
 

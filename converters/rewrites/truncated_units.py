@@ -1,0 +1,53 @@
+"""truncated_units: a folded unit's levels straight as 8-bit integers, where only a product reads.
+
+    clip(floor(z + 1/2), 0, T) = truncate(clip(z + 1/2, 0, T))
+
+is the integer that quantizing the unit's output with the unit's scale gives. ONNX Runtime's Floor
+takes as long as a GELU's half; a cast to an integer truncates, and the product with the scale and
+the quantization are gone: an INT8 MLP takes 0.85 of the time that it takes with a GELU, and 1.1
+with a unit that is written out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.fx import Node
+
+    from edgekit.edit import Editor
+    from edgekit.model import Graph
+
+
+def rewrite(graph: Graph) -> Graph:
+    """The graph with the quantized results of folded units that have no sign as integers."""
+    from edgekit.edit import Editor
+    from edgekit.quantize.place import QUANTIZE
+    from edgekit.quantize.spiking.units import UNIT
+
+    editor = Editor(graph)
+    for node in editor.calls(str(QUANTIZE)):
+        unit: Any = node.args[0]
+        if str(unit.target) != UNIT:
+            continue
+        scale, signed, form = (editor.arguments(unit)[place] for place in (2, 5, 6))
+        if node.args[1] == scale and form == "folded" and not signed:
+            _truncate(editor, node, unit)
+    return editor.done()
+
+
+def _truncate(editor: Editor, quantize: Node, unit: Node) -> None:
+    import torch
+
+    from edgekit.converters.rewrites.spiking_units import stored_factor
+
+    x, _, scale, steps, *_ = editor.arguments(unit)
+
+    def levels(x: Tensor, factor: Tensor) -> Tensor:
+        return torch.clamp(x * factor + 0.5, 0, steps).to(torch.uint8)
+
+    factor = stored_factor(editor, unit)
+    stored = editor.trace(levels, x, factor, like=quantize, half=frozenset())[0]
+    for dequantize in list(quantize.users):
+        dequantize.args = (stored, scale, 0, 0, 255, torch.uint8)
