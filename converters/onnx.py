@@ -124,7 +124,8 @@ def _written(size: int | Dim) -> int | str:
 def _restore_names(program: ONNXProgram, exported: ExportedProgram) -> None:
     """Call each value as the graph's node that it came from: the exporter numbers them anew.
 
-    Where one node became several, the last one holds its value and has its name.
+    Where one node became several, the last one holds its value and has its name. A constant may
+    have the name already, as where a node only passed it on.
     """
     values = {value.name: value for node in program.model.graph for value in node.outputs}
     kept = {value.name for value in program.model.graph.outputs}
@@ -133,12 +134,10 @@ def _restore_names(program: ONNXProgram, exported: ExportedProgram) -> None:
         for node in exported.graph.nodes
         if node.meta.get("from_node") and node.name in values and node.name not in kept
     }
-    # A constant may have the name already, as where a node only passed it on.
-    stored = program.model.graph.initializers
-    origins = {name: origin for name, origin in origins.items() if origin not in stored}
-    last = {origin: name for name, origin in origins.items()}
+    taken = set(program.model.graph.initializers)
+    last = {origin: name for name, origin in origins.items() if origin not in taken}
     for name, origin in origins.items():
-        values[name].name = origin if last[origin] == name else f"{origin}/{name}"
+        values[name].name = origin if last.get(origin) == name else f"{origin}/{name}"
 
 
 def _pack_int4(program: ONNXProgram) -> None:

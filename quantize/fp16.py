@@ -33,7 +33,7 @@ FLOAT32 = frozenset(
     _native_batch_norm_legit_no_training softmax _softmax log_softmax logsumexp softplus exp exp2
     expm1 log log2 log1p pow rsqrt reciprocal sum mean var std var_mean norm linalg_vector_norm
     prod cumsum cumprod adaptive_avg_pool1d adaptive_avg_pool2d cosine_similarity normalize sin
-    cos mamba_scan linear_scan ssd gated_delta lmu
+    cos mamba_scan linear_scan ssd gated_delta lmu fire
     """.split()
 )
 #: Operators that move values without computing with them (rule 2).

@@ -55,8 +55,8 @@ def fire(
         0 or 1 (b, L, d), in the dtype of x, and the state (b, d).
     """
     u, a, g, h, s = wide(x, decay, gain, threshold, state)
-    spikes, last = written_out(u, a, g, h, s, hard, x.shape[1])
-    return spikes.to(x.dtype), last.to(state.dtype)
+    spikes, states = written_out(u, a, g, h, s, hard, x.shape[1])
+    return torch.stack(spikes, 1).to(x.dtype), states[-1].to(state.dtype)
 
 
 @fire.register_fake
@@ -81,14 +81,15 @@ def written_out(
     state: torch.Tensor,
     hard: bool,
     steps: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``fire`` of ``steps`` steps in plain operators, all of one dtype."""
-    pushed, spikes = gain * x, []
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """``fire`` in plain operators, all of one dtype: spikes and states (b, d) of each step."""
+    pushed, spikes, states = gain * x, [], []
     for t in range(steps):
         potential = decay * state + pushed[:, t]
         spikes.append((potential >= threshold).to(x.dtype))
         state = reset(potential, spikes[-1], threshold, hard)
-    return torch.stack(spikes, 1), state
+        states.append(state)
+    return spikes, states
 
 
 def reset(

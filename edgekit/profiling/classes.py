@@ -35,7 +35,7 @@ _OPERATORS = {
     """,
     "scan": """
         scan loop tensoriterator lstm gru rnn lstmcell grucell rnncell lstmsequence grusequence
-        rnnsequence dynamicquantizelstm mamba_scan ssd linear_scan lmu gated_delta
+        rnnsequence dynamicquantizelstm mamba_scan ssd linear_scan lmu gated_delta fire
     """,
     "linear": """
         matmul gemm fusedmatmul fusedgemm einsum fullyconnected matmulinteger

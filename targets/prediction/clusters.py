@@ -56,7 +56,7 @@ CONVOLUTIONS = frozenset(
 )
 PRODUCTS = frozenset("linear matmul mm bmm addmm baddbmm einsum dot mv".split())
 ATTENTION = frozenset("scaled_dot_product_attention causal_attention".split())
-SCANS = frozenset("mamba_scan linear_scan ssd gated_delta lmu".split())
+SCANS = frozenset("mamba_scan linear_scan ssd gated_delta lmu fire".split())
 _ANCHORS = MOVES | REDUCTIONS | CONVOLUTIONS | PRODUCTS | ATTENTION | SCANS
 #: Copies and poolings pass integers on as they come.
 TRANSPARENT = frozenset("max_pool2d cat stack pad constant_pad_nd upsample_nearest2d".split())

@@ -68,11 +68,11 @@ def layers(artifact: Path, inputs: Arrays, threads: int | None = None) -> Layers
 class Session(Runtime):
     """An open ONNX file."""
 
-    def __init__(self, compiled: Any, outputs: list[str]) -> None:
+    def __init__(self, compiled: Any, inputs: list[str], outputs: list[str]) -> None:
         import numpy as np
 
         self._request = compiled.create_infer_request()
-        self._ports = {port.any_name: port for port in compiled.inputs}
+        self._ports = dict(zip(inputs, compiled.inputs, strict=True))
         self._dtypes = {n: np.dtype(p.element_type.to_dtype()) for n, p in self._ports.items()}
         self._names = outputs
 
@@ -107,8 +107,10 @@ def _listed(dtypes: dict[str, Any]) -> str:
 
 def _compiled(
     model: Path | bytes, name: str, threads: int | None, more: Mapping[str, Any] | None = None
-) -> tuple[Any, list[str]]:
-    """The compiled model, and its outputs' names: compiled, one may have those of others, too.
+) -> tuple[Any, list[str], list[str]]:
+    """The compiled model, its inputs' and its outputs' names.
+
+    They are those that it was read with: compiled, one may have names of other values, too.
 
     Args:
         more: options beside those for computing as written.
@@ -127,6 +129,10 @@ def _compiled(
     core = openvino.Core()
     try:
         read = core.read_model(model)
-        return core.compile_model(read, "CPU", options), [port.any_name for port in read.outputs]
+        compiled = core.compile_model(read, "CPU", options)
+        inputs, outputs = (
+            [port.any_name for port in ports] for ports in (read.inputs, read.outputs)
+        )
+        return compiled, inputs, outputs
     except RuntimeError as error:
         raise EdgekitError(f"OpenVINO cannot load {name}.", str(error)) from error
