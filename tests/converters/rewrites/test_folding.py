@@ -28,8 +28,8 @@ def count(graph: Graph, *operators: str) -> int:
     return len(list(Editor(graph).calls(*operators)))
 
 
-def norm(channels: int, affine: bool = True) -> nn.Module:
-    layer = nn.BatchNorm2d(channels, affine=affine)
+def norm(channels: int, affine: bool = True, one_axis: bool = False) -> nn.Module:
+    layer = (nn.BatchNorm1d if one_axis else nn.BatchNorm2d)(channels, affine=affine)
     layer.running_mean.normal_()
     layer.running_var.uniform_(0.5, 2)
     if affine:
@@ -67,6 +67,43 @@ def test_batch_norm_folds_into_the_convolution_before_it(module, left):
     folded = batch_norm.rewrite(graph)
     assert count(graph, NORM) > left or left
     assert count(folded, NORM) == left
+    assert agree(graph, folded, x)
+
+
+def swapped(y):
+    return y.transpose(1, 2)
+
+
+def cut(y):
+    return y[:, :, :3]
+
+
+class Sequences(nn.Module):
+    """A layer, what moves its values, and a norm of axis 1."""
+
+    def __init__(self, layer, between, channels):
+        super().__init__()
+        self.layer, self.between, self.norm = layer, between, norm(channels, one_axis=True)
+
+    def forward(self, x):
+        return self.norm(self.between(self.layer(x)))
+
+
+@pytest.mark.parametrize(
+    ("module", "left"),
+    [
+        (Sequences(nn.Linear(3, 4, bias=False), swapped, 4), 0),
+        (Sequences(nn.Linear(3, 4), swapped, 4), 0),
+        (Sequences(nn.Conv1d(7, 4, 3, padding=2), cut, 4), 0),
+        (Sequences(nn.Linear(3, 4), cut, 7), 1),  # of positions
+        (Sequences(nn.Conv1d(7, 4, 1), swapped, 3), 1),
+    ],
+)
+def test_batch_norm_of_sequences_folds_into_the_layer_before_it(module, left):
+    x = torch.randn(2, 7, 3, dtype=torch.float64)
+    graph = exported(module, x)
+    folded = batch_norm.rewrite(graph)
+    assert (count(graph, NORM), count(folded, NORM)) == (1, left)
     assert agree(graph, folded, x)
 
 
