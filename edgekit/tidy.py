@@ -8,6 +8,7 @@
 5. A squeeze of an axis that is not of size 1 is its input; ONNX's Squeeze is an error there.
 6. So is a repetition of everything once.
 7. A linear's weight that is rearranged from a parameter is a parameter: quantization sees it.
+8. So is a weight of few levels that is computed from what was trained.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ def tidy(graph: Graph) -> Graph:
             node.replace_all_uses_with(_source(source))
     for node in editor.calls("aten.linear.default"):
         _arrange_weight(editor, node)
+    for node in editor.calls("edgekit.few_levels.default"):
+        _compute(editor, node)
     return editor.done()
 
 
@@ -115,3 +118,13 @@ def _arrange_weight(editor: Editor, node: Node) -> None:
         value = step.target(value, *step.args[1:], **step.kwargs)
     name = f"{editor.tensor_name(weight)}.{path[0].name}"
     node.replace_input_with(path[0], editor.buffer(name, value.detach()))
+
+
+def _compute(editor: Editor, node: Node) -> None:
+    """Store a weight of few levels, if what it is made of is a parameter."""
+    value = editor.tensor(_source(node))
+    if value is not None:
+        operation: Any = node.target
+        made = operation(value.detach(), node.args[1])
+        name = f"{editor.tensor_name(_source(node))}.few_levels"
+        node.replace_all_uses_with(editor.buffer(name, made))

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from edgekit.operators.few_levels import is_few_levels
+
 if TYPE_CHECKING:
     from torch.fx import Node
 
@@ -102,8 +104,12 @@ def find_producers(editor: Editor) -> Iterator[Producer]:
 
 
 def owned(editor: Editor, node: Any) -> bool:
-    """Whether a constant is read in one place only, so that it can be changed."""
-    return editor.tensor(node) is not None and len(node.users) == 1
+    """Whether a constant is read in one place only, so that it can be changed.
+
+    One of few levels cannot: by its own scales 8 bits hold it exactly, by others they do not.
+    """
+    value = editor.tensor(node)
+    return value is not None and len(node.users) == 1 and not is_few_levels(value)
 
 
 def rescale(editor: Editor, producer: Producer, reach: Reach, factors: torch.Tensor) -> None:

@@ -20,6 +20,7 @@ import torch
 from edgekit.converters.rewrites.attention import is_static, scale_of, write_out
 from edgekit.edit import Editor, quiet_copies
 from edgekit.errors import EdgekitError
+from edgekit.operators.few_levels import is_few_levels
 from edgekit.quantize.fake_quantizer import FakeQuantizer
 from edgekit.quantize.place import fitting_sites
 from edgekit.quantize.post_training import Quantized, changed_tensors
@@ -145,7 +146,8 @@ class _Marker:
         call.update_arg(index, mark)
         if site.kind == "weight":
             stored: list[Any] = [operand, *call.args[2:3]]
-            self.tensors.update(self.editor.tensor_name(each) for each in stored if each)
+            learns = [each for each in stored if each and not self._is_few_levels(each)]
+            self.tensors.update(self.editor.tensor_name(each) for each in learns)
 
     def attention(self, call: Node, site: Site) -> None:
         """Write an attention out and mark the operands of its products."""
@@ -158,9 +160,14 @@ class _Marker:
 
         self.editor.replace(call, write_out(self.editor, call, marked))
 
+    def _is_few_levels(self, operand: Node) -> bool:
+        """Whether it is a weight whose levels are all that it may hold."""
+        value = self.editor.tensor(operand)
+        return value is not None and is_few_levels(value)
+
     def _mark(self, operand: Node, name: str, like: Node, factor: float = 1.0) -> Node:
         mark = self.editor.call(torch.ops.aten.clone.default, operand, like=like)
-        fixed = unit_behind(operand) is not None
+        fixed = unit_behind(operand) is not None or self._is_few_levels(operand)
         self.marks[mark] = FakeQuantizer(self.table.sites[name], factor, fixed)
         return mark
 

@@ -197,11 +197,7 @@ def _replace(made: Model, products: Mapping[nn.Module, nn.Module]) -> None:
     Raises:
         EdgekitError: something asks a layer for what a product does not have, its weight.
     """
-    for root in (made.module, made.traced):
-        for parent in list(root.modules()) if root is not None else ():
-            for name, child in parent._modules.items():
-                if child is not None and child in products:
-                    parent._modules[name] = products[child].train(parent.training)
+    layers.replace(made, products)
     try:
         layers.run_once(made)
     except AttributeError as error:

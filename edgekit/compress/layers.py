@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from edgekit.model import Model
 
 
+#: Embeddings wherever they stand in a path, and heads above the first numbered block.
+EMBEDDINGS = ("*embed*",)
+HEADS = ("head", "heads", "head_*", "*classifier*", "*lm_head", "score", "fc", "proj_out")
+
+
 @dataclass
 class Layers:
     """The layers that a pass looks at.
@@ -78,7 +83,7 @@ def find(model: Model, kinds: tuple[type[nn.Module], ...], exclude: Sequence[str
     return found
 
 
-def _matches(path: str, glob: str) -> bool:
+def matches(path: str, glob: str) -> bool:
     """Whether a glob names a layer or what holds it."""
     parts = path.split(".")
     return any(fnmatchcase(".".join(parts[:end]), glob) for end in range(1, len(parts) + 1))
@@ -92,13 +97,33 @@ def excluded(exclude: Sequence[str], paths: Iterable[str]) -> set[str]:
     """
     paths = list(paths)
     for glob in exclude:
-        if not any(_matches(path, glob) for path in paths):
+        if not any(matches(path, glob) for path in paths):
             raise EdgekitError(
                 f"exclude={glob!r} matches no layer.",
                 f"The model has, for example, {', '.join(paths[:8]) or 'none'}.",
                 "Write a path, or a glob over paths, such as head or blocks.0.*.",
             )
-    return {path for path in paths if any(_matches(path, glob) for glob in exclude)}
+    return {path for path in paths if any(matches(path, glob) for glob in exclude)}
+
+
+def delicate(path: str) -> str:
+    """Why a layer had better stay exact, by the names in its path; or nothing."""
+    parts = path.split(".")
+    first = next((place for place, part in enumerate(parts) if part.isdigit()), len(parts))
+    if any(fnmatchcase(part, glob) for part in parts for glob in EMBEDDINGS):
+        return "embeddings are small and lose most"
+    if any(fnmatchcase(part, glob) for part in parts[:first] for glob in HEADS):
+        return "heads are small and lose most"
+    return ""
+
+
+def replace(made: Model, others: Mapping[nn.Module, nn.Module]) -> None:
+    """Put others in the places of modules, in what is exported too."""
+    for root in (made.module, made.traced):
+        for parent in list(root.modules()) if root is not None else ():
+            for name, child in parent._modules.items():
+                if child is not None and child in others:
+                    parent._modules[name] = others[child].train(parent.training)
 
 
 def _called(model: Model, layers: Iterable[nn.Module]) -> set[nn.Module]:

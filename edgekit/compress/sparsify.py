@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit import interrupt
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     from edgekit.compress.layers import Layers
     from edgekit.model import Model
 
-#: What stays dense wherever it stands in a path, and what does above the first numbered block.
-EMBEDDINGS = ("*embed*",)
-HEADS = ("head", "heads", "head_*", "*classifier*", "*lm_head", "score", "fc", "proj_out")
 #: Input channels that a sparse product of tensor cores takes at once in fp16; a convolution with
 #: fewer has nothing to skip.
 CHANNELS = 32
@@ -128,12 +124,9 @@ def _dense(path: str, layer: Any) -> str:
     """Why a layer stays dense, or nothing."""
     from torch import nn
 
-    parts = path.split(".")
-    first = next((place for place, part in enumerate(parts) if part.isdigit()), len(parts))
-    if any(fnmatchcase(part, glob) for part in parts for glob in EMBEDDINGS):
-        return "embeddings are small and lose most"
-    if any(fnmatchcase(part, glob) for part in parts[:first] for glob in HEADS):
-        return "heads are small and lose most"
+    why = layers.delicate(path)
+    if why:
+        return why
     if not isinstance(layer, nn.Linear):
         channels = layer.in_channels // layer.groups
         if channels < CHANNELS or channels % sparsity.GROUP:
