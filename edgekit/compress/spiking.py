@@ -1,0 +1,236 @@
+"""spiking: a network whose activations count spikes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgekit.compress import Context
+from edgekit.errors import EdgekitError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgekit.compress.layers import Layers
+    from edgekit.compress.modules.qcfs import QCFS
+    from edgekit.model import Model
+
+
+@dataclass(frozen=True)
+class Spiking:
+    """Replace activations by spiking units of T steps, and calibrate them (ANN to SNN conversion).
+
+    T. Bu et al., "Optimal ANN-SNN Conversion for High-accuracy and Ultra-low-latency Spiking
+    Neural Networks" (QCFS), ICLR 2022. A unit gives one of T + 1 levels, which is how often an
+    integrate-and-fire neuron fires in T steps. Its two forms are equal bit for bit: `folded`
+    computes the level at once, and is what engines run; `temporal` runs the neurons step by step.
+    In INT8 a unit's levels are those of the tensor behind it.
+
+    Units stand for activations whose values reach linears and convolutions only, such as those of
+    MLPs, and for the input of a patch embedding, there with a sign. What cannot become a unit is
+    named with its reason. Thresholds are found on calibration data, one a channel; what a level
+    stands for goes into the weights behind it, and these make up for what the unit loses.
+
+    Then `distill` trains through the units, whose thresholds stay. On a model that has units, the
+    pass gives them another form and leaves all else as it is (`spiking:form=temporal`).
+
+    Attributes:
+        steps: T, 1 to 127; the largest level.
+        threshold: `mse` (least squared error) or `percentile` (of what is above zero).
+        percentile: above 0, to 100; of `threshold=percentile`.
+        granularity: thresholds for each `channel` or one a `tensor`.
+        form: `folded` or `temporal`.
+        places: `activations`, `patch_embedding` or both.
+        layers: globs of paths of activations, or of what holds them, that alone become units.
+        exclude: globs of paths, as in `layers`, that stay as they are.
+        refit: whether layers behind units make up for them, by least squares.
+        samples: of calibration data, at most.
+        batch_size: samples of a call.
+    """
+
+    steps: int = 8
+    threshold: Literal["mse", "percentile"] = "mse"
+    percentile: float = 99.9
+    granularity: Literal["channel", "tensor"] = "channel"
+    form: Literal["folded", "temporal"] = "folded"
+    places: tuple[Literal["activations", "patch_embedding"], ...] = (
+        "activations",
+        "patch_embedding",
+    )
+    layers: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    refit: bool = True
+    samples: int = 128
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 127:
+            from edgekit.compress.modules.qcfs import check_steps
+
+            check_steps(self.steps)
+        if not 0 < self.percentile <= 100:
+            raise EdgekitError(
+                f"spiking: percentile={self.percentile} is not above 0 and at most 100.",
+                "It is the share of values that thresholds do not cut off, in percent.",
+                "Give 99.9, or less where few values are very large.",
+            )
+        for name, value in (("samples", self.samples), ("batch_size", self.batch_size)):
+            if value < 1:
+                raise EdgekitError(f"spiking: {name}={value} is below 1.", "", "Give 1 or more.")
+        if not self.places:
+            raise EdgekitError(
+                "spiking: places is empty.",
+                "No unit would be put anywhere.",
+                "Give activations, patch_embedding or both.",
+            )
+
+    def requires(self, model: Model, context: Context) -> None:
+        """Raise without data, where thresholds are to be found."""
+        if not units(model.module):
+            context.samples("the thresholds of spiking units")
+
+    def call(self, model: Model, context: Context) -> Model:
+        """The model with units.
+
+        Raises:
+            EdgekitError: there is no place for one, a glob matches none, what is computed on the
+                data is not finite, or the model has units of other steps.
+        """
+        from edgekit.compress import structure
+
+        made = structure.copied(model)
+        made.module.eval()
+        if units(made.module):
+            self._change_form(made)
+            return made
+        found = self._places(made)
+        self._convert(made, model, found, context)
+        for path, unit in units(made.module).items():
+            unit.check(path)
+        return made
+
+    def _places(self, made: Model) -> Layers:
+        """Where units go, by path."""
+        from edgekit.compress.conversion import places
+
+        found = places.find(made, self.places)
+        _check(made, found, self.layers, self.exclude)
+        for path in list(found.chosen):
+            if self.layers and not _any(path, self.layers):
+                found.chosen.pop(path)
+            elif _any(path, self.exclude):
+                found.leave(path, "as asked")
+        if not found.chosen:
+            raise EdgekitError(
+                f"{made.source} has no place for a spiking unit.",
+                "; ".join(f"{', '.join(paths[:5])}: {why}" for why, paths in found.left.items())
+                or "It has no activation in front of a linear or a convolution.",
+                "Exclude less, or leave this pass out.",
+            )
+        return found
+
+    def _convert(self, made: Model, model: Model, found: Layers, context: Context) -> None:
+        """Place by place, in the network's order."""
+        from edgekit.compress.batches import batches
+        from edgekit.compress.conversion import fitting
+        from edgekit.progress import say, track
+
+        data = context.samples("the thresholds of spiking units").take(self.samples, context.seed)
+        held = list(batches(data, self.batch_size))
+        by_channel = self.granularity == "channel"
+        rules = fitting.Rules(self.steps, self.threshold, self.percentile, by_channel, self.form)
+        for place in track(found.chosen.values(), "Fitting spiking units", len(found.chosen)):
+            fitting.fit(made, place, held, rules)
+            if self.refit:
+                fitting.refit(made, model, place, held)
+        encoders = sum(place.signed for place in found.chosen.values())
+        say(
+            f"{len(found.chosen) - encoders} activations are spiking units of {self.steps} steps "
+            f"now, and {encoders} patch embeddings take spikes."
+        )
+        single = [path for path, place in found.chosen.items() if not place.followed]
+        if by_channel and single:
+            say(f"One threshold for all channels, which cannot be followed: {', '.join(single)}.")
+        found.tell()
+
+    def _change_form(self, made: Model) -> None:
+        """Give the units that there are this pass's form.
+
+        Raises:
+            EdgekitError: they have other steps.
+        """
+        from edgekit.progress import say
+
+        held = units(made.module) | units(made.traced)
+        for path, unit in held.items():
+            if unit.steps != self.steps:
+                raise EdgekitError(
+                    f"{made.source} has units of {unit.steps} steps already; {path} is one.",
+                    f"spiking: steps={self.steps} asks for others, which need the activations "
+                    "that they stand for.",
+                    f"Give steps={unit.steps} to change their form, or convert the source again.",
+                )
+        for unit in held.values():
+            unit.form = self.form
+        say(f"{len(held)} units that the model has are {self.form} now; their thresholds stay.")
+
+
+def units(module: nn.Module | None) -> dict[str, QCFS]:
+    """All units of a module, by path."""
+    from edgekit.compress.modules.qcfs import QCFS
+
+    found = module.named_modules() if module is not None else ()
+    return {path: each for path, each in found if isinstance(each, QCFS)}
+
+
+def _any(path: str, globs: Iterable[str]) -> bool:
+    from edgekit.compress.layers import matches
+
+    return any(matches(path, glob) for glob in globs)
+
+
+def _check(made: Model, found: Layers, layers: Iterable[str], exclude: Iterable[str]) -> None:
+    """Raise for a glob of no place, or that names what cannot become a unit."""
+    left = {path: why for why, paths in found.left.items() for path in paths}
+    for name, globs in (("layers", layers), ("exclude", exclude)):
+        for glob in globs:
+            named = [path for path in left if fnmatchcase(path, glob)]
+            if name == "layers" and named:
+                raise _formless(glob, named[0], left[named[0]])
+            if not any(_any(path, [glob]) for path in (*found.chosen, *left)):
+                raise _unmatched(made, found, name, glob)
+
+
+def _unmatched(made: Model, found: Layers, name: str, glob: str) -> EdgekitError:
+    """For a glob that matches no place: what it matches, if anything."""
+    from edgekit.compress.conversion.places import root_of
+
+    for path, module in root_of(made).named_modules():
+        if name == "layers" and path and fnmatchcase(path, glob):
+            return _formless(glob, path, _why(module))
+    return EdgekitError(
+        f"spiking: {name}={glob!r} matches no layer.",
+        f"Places for units are, for example, {', '.join(list(found.chosen)[:8]) or 'none'}.",
+        "Write a path, or a glob over paths, such as blocks.0.* or *.mlp.act.",
+    )
+
+
+def _formless(glob: str, path: str, why: str) -> EdgekitError:
+    return EdgekitError(
+        f"spiking: layers={glob!r} names {path}, which has no spiking form.",
+        f"It is one of {why}." if why.startswith(("activations", "functions")) else why,
+        "Leave it out of layers; `edgekit passes spiking` says what becomes a unit.",
+    )
+
+
+def _why(module: Any) -> str:
+    """Why a module that is no activation has no spiking form."""
+    return (
+        f"It is a {type(module).__name__}; units stand for activations in front of linears and "
+        "convolutions, and for the input of a patch embedding."
+    )
+
+
+PASS = Spiking
