@@ -13,14 +13,14 @@ With x[t] the features of a frame, and BN a batch norm:
 Nothing looks ahead, so one set of weights has two forms. In parallel, of a whole clip: the memory
 is products with powers of A (``operators.lmu``), and the logits are those at the last frame. As a
 stream, of frames as they come: a call takes and gives what is remembered, which has the same size
-after any number of frames, and gives the logits at each. They agree to rounding.
+after any number of frames, and gives the logits at each. The two agree to rounding.
 
 With ``neuron``, every ReLU is a layer of neurons (``quantize/spiking/neurons.py``): each frame is a
 step that they fire in, and their potentials are remembered too. The memory and the integrator stay
 analog. From equal currents, neurons fire alike however frames are cut into calls. The currents are
-sums of products, though, whose rounding depends on the call's length: where sums are exact (weights
-and frames are multiples of a power of two), so is the whole model; else a current that is
-a rounding error away from a threshold may fire in one form and not in the other.
+sums of products, though, which a runtime may round otherwise for a call of another length: a
+current that is that near to a threshold can then fire in one form and not in the other. Where all
+sums are exact, as of multiples of a power of two, the forms are bit for bit the same.
 
 Where we leave the paper: its convolutions look one frame ahead, the last has one more beside it,
 the mixer's activation is a GELU, and the logits are the mean over all frames, not a leaky one.
@@ -28,20 +28,17 @@ the mixer's activation is a GELU, and the logits are the mean over all frames, n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from edgekit.errors import EdgekitError
-from edgekit.families.references.lmu import LONGEST, legendre
-from edgekit.families.references.streaming import Carried
-from edgekit.find import unknown
+from edgekit.families.references.frames import Activation, CausalConv, FrameNorm, Readout
+from edgekit.families.references.lmu import legendre
+from edgekit.families.references.streaming import LENGTH, Carried
 from edgekit.model import Dim, Input, Model, State
-from edgekit.operators.linear_scan import linear_scan
 from edgekit.operators.lmu import lmu
 
 
@@ -77,48 +74,6 @@ class Config:
     tau: float = 2.0
 
 
-class Activation(nn.Module):
-    """ReLU, or neurons along the frames, (b, length, width)."""
-
-    def __init__(self, width: int, config: Config, name: str) -> None:
-        super().__init__()
-        self.unit: Any = _unit(width, config)
-        self.remembers = (State(f"potential_{name}", (1, width)),) if config.neuron else ()
-
-    def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
-        """As the class says; None carries nothing into a whole sequence."""
-        y: Tensor
-        if carried is None or not self.remembers:
-            y = self.unit(x)
-            return y
-        (potential,) = self.remembers
-        y, after = self.unit.forward_with(x, carried.take(potential))
-        carried.keep(potential, after)
-        return y
-
-
-class CausalConv(nn.Conv1d):
-    """A convolution of each frame and those before it, (b, channels, length)."""
-
-    def __init__(self, channels: int, width: int, kernel: int) -> None:
-        super().__init__(channels, width, kernel, padding=kernel - 1, bias=False)
-
-    def forward(self, x: Tensor, past: Tensor | None = None) -> Tensor:
-        """Of frames after ``past``, (b, channels, kernel - 1); None is zeros."""
-        if past is not None:
-            return functional.conv1d(torch.cat([past, x], 2), self.weight)
-        # Padded on both sides by the convolution itself, which rewrites see through.
-        return super().forward(x)[:, :, : x.shape[2]]
-
-
-class FrameNorm(nn.BatchNorm1d):
-    """A batch norm of frames, (b, length, channels), over all frames of the batch."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As the class says."""
-        return super().forward(x.transpose(1, 2)).transpose(1, 2)
-
-
 class PatchEmbedding(nn.Module):
     """Frames (b, length, channels) to (b, length, width): each with those just before it."""
 
@@ -126,7 +81,7 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.conv = CausalConv(channels, config.width, config.kernel)
         self.norm = nn.BatchNorm1d(config.width)
-        self.act = Activation(config.width, config, str(number))
+        self.act = Activation(config.width, str(number), config.neuron, config.tau)
         self.remembers = (State(f"conv_{number}", (1, channels, config.kernel - 1)),)
 
     def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
@@ -147,7 +102,7 @@ class Dense(nn.Module):
         super().__init__()
         self.linear = nn.Linear(channels, width, bias=False)
         self.norm = FrameNorm(width)
-        self.act = Activation(width, config, name)
+        self.act = Activation(width, name, config.neuron, config.tau)
 
     def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
         """(b, length, channels) to (b, length, width)."""
@@ -193,26 +148,6 @@ class Mixer(nn.Module):
     def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
         """(b, length, width)."""
         y: Tensor = x + self.project(self.expand(x, carried))
-        return y
-
-
-class Readout(nn.Module):
-    """A leaky integrator, (b, length, width): r[t] = (1 - 1/T) r[t-1] + x[t] / T."""
-
-    def __init__(self, width: int, frames: float) -> None:
-        super().__init__()
-        self.frames = frames
-        self.remembers = (State("readout", (1, width)),)
-
-    def forward(self, x: Tensor, carried: Carried | None = None) -> Tensor:
-        """As the class says."""
-        y: Tensor
-        (state,) = self.remembers
-        start = carried.take(state) if carried else torch.zeros_like(x[:, 0])
-        decay = torch.full_like(x, 1 - 1 / self.frames)
-        y, after = linear_scan(x / self.frames, decay, start)
-        if carried:
-            carried.keep(state, after)
         return y
 
 
@@ -271,9 +206,9 @@ class LMUFormer(nn.Module):
 
 
 def make(config: Config) -> Model:
-    """The model, untrained; it takes clips of any length."""
+    """The model, untrained; it takes clips of any length up to that of a stream's call."""
     _check(config)
-    length = Dim("length", 1, config.window, LONGEST * config.window)
+    length = Dim("length", 1, config.window, max(config.window, LENGTH.most))
     spec = Input("x", (1, length, config.features))
     return Model(LMUFormer(config).eval(), (spec,), ("logits",), "")
 
@@ -286,18 +221,3 @@ def _check(config: Config) -> None:
             raise EdgekitError(
                 f"lmuformer: {name} is {getattr(config, name)}.", "", f"Give {bound} or more."
             )
-
-
-def _unit(width: int, config: Config) -> nn.Module:
-    """What an activation is."""
-    from edgekit.quantize.spiking import neurons
-
-    kinds: dict[str, Callable[[], nn.Module]] = {
-        "": nn.ReLU,
-        "if": lambda: neurons.IF(width),
-        "lif": lambda: neurons.LIF(width, config.tau),
-        "plif": lambda: neurons.PLIF(width, config.tau),
-    }
-    if config.neuron not in kinds:
-        raise unknown("neuron of lmuformer", config.neuron, kinds)
-    return kinds[config.neuron]()
