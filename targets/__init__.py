@@ -19,8 +19,8 @@ class Target(BaseModel):
     Attributes:
         name: the file's name, as typed on the command line.
         title: the device's full name.
-        runtime: what runs there: ``onnxruntime``, ``openvino``, ``tensorrt_rtx``, ``tensorrt`` or
-            ``coreml``.
+        runtime: what runs there: ``onnxruntime``, ``openvino``, ``tensorrt_rtx``, ``tensorrt``,
+            ``coreml`` or ``nir``.
         formats: the converters' names whose artifacts a bundle for it holds, in order.
         dtypes: the number formats its hardware and runtime execute.
         float_dtype: the float type around INT8 operators: ``fp32`` or ``fp16``.
@@ -43,7 +43,7 @@ class Target(BaseModel):
 
     name: str
     title: str
-    runtime: Literal["onnxruntime", "openvino", "tensorrt_rtx", "tensorrt", "coreml"]
+    runtime: Literal["onnxruntime", "openvino", "tensorrt_rtx", "tensorrt", "coreml", "nir"]
     formats: tuple[str, ...]
     dtypes: tuple[str, ...]
     float_dtype: Literal["fp32", "fp16"]

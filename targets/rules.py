@@ -110,6 +110,18 @@ RULES = {
             "to fp16 itself: its Neural Engine has no fp32."
         ),
     ),
+    "nir": Rules(
+        rewrites=(),
+        quantized_rewrites=(),
+        operators=frozenset(),
+        matmul=False,
+        unsigned=frozenset(),
+        int4=False,
+        float_after=frozenset(),
+        explicit_casts=False,
+        native=frozenset({"qcfs", "fire"}),
+        why="NIR has neurons of its own: units and neurons stay whole.",
+    ),
 }
 
 

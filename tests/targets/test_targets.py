@@ -61,7 +61,7 @@ def test_facts_agree_with_each_other(name):
 
 @pytest.mark.parametrize("name", targets.names())
 def test_formats_are_converters(name):
-    assert set(targets.load(name).formats) <= {"onnx", "tensorrt", "on_device", "coreml"}
+    assert set(targets.load(name).formats) <= {"onnx", "tensorrt", "on_device", "coreml", "nir"}
 
 
 def test_a_jetson_engine_is_built_on_the_device():
