@@ -19,6 +19,7 @@ from edgekit.families.references.mixing import MambaMixer
 from edgekit.families.references.selective import BothWays, Forwards, SelectiveScan
 from edgekit.families.references.vim2 import FourWays
 from edgekit.model import Dim, Model, run_module
+from edgekit.operators.linear_scan import linear_scan
 from edgekit.operators.lmu import lmu
 from edgekit.operators.mamba_scan import mamba_scan
 
@@ -28,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "vim2": {"image_size": [8, 12], "patch": [2, 2], "widths": [8, 16], "depths": [1, 1], **IMAGES},
     "tsm2": {"length": 12, "horizon": 4, "variables": 3, "width": 8},
     "lmu": {"features": 3, "window": 10, "order": 5, "width": 16},
+    "lmuformer": {"features": 3, "window": 10, "order": 5, "width": 16},
 }
 #: Scans in each of them.
 OPERATORS = {
@@ -35,6 +37,7 @@ OPERATORS = {
     "vim2": ["mamba_scan"] * (4 + 2) * 2,
     "tsm2": ["mamba_scan"] * (1 + 2) * 2,
     "lmu": ["lmu"],
+    "lmuformer": ["lmu", "linear_scan"],
 }
 
 
@@ -77,10 +80,27 @@ def lmu_inputs() -> tuple[torch.Tensor, ...]:
     return double(2, 6, 3), double(4, 4), double(4), double(2, 4, 3)
 
 
+def plain_linear(x, decay, state):
+    y, outputs = state, []
+    for t in range(x.shape[1]):
+        y = decay[:, t] * y + x[:, t]
+        outputs.append(y)
+    return torch.stack(outputs, 1), y
+
+
+def linear_inputs() -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(2)
+    return double(2, 6, 3), torch.rand(2, 6, 3).double().requires_grad_(), double(2, 3)
+
+
 @pytest.mark.parametrize(
     ("operator", "plain", "inputs"),
-    [(mamba_scan, plain_scan, scan_inputs()), (lmu, plain_lmu, lmu_inputs())],
-    ids=["mamba_scan", "lmu"],
+    [
+        (mamba_scan, plain_scan, scan_inputs()),
+        (lmu, plain_lmu, lmu_inputs()),
+        (linear_scan, plain_linear, linear_inputs()),
+    ],
+    ids=["mamba_scan", "lmu", "linear_scan"],
 )
 def test_an_operator_and_its_gradient_are_those_of_the_equations(operator, plain, inputs):
     found, expected = operator(*inputs), plain(*inputs)
