@@ -1,11 +1,16 @@
-"""Session: a streaming artifact and what it has seen, token by token or many at a time.
+"""Session: a streaming artifact and what it has seen, step by step or many at a time.
 
-    session = edgekit.Session("bundle")
+    session = edgekit.Session("bundle")               # of a language model
     scores = session.prefill(prompt)                  # (tokens,) or (batch, tokens)
     scores = session.step(scores.argmax(-1))          # (batch,)
 
-A prompt is taken in pieces, so its length does not show in the memory of a model whose states
-have fixed shapes. Prefill and steps together equal one pass over the whole sequence.
+    session = edgekit.Session("keywords")             # of a model that takes frames
+    scores = session.prefill(frames)                  # (frames, features) or (batch, frames, ...)
+    scores = session.step(frame)                      # (features,) or (batch, features)
+
+A token or a frame is one position of a sequence. Many are taken in pieces, so their number does
+not show in the memory of a model whose states have fixed shapes. Prefill and steps together equal
+one pass over the whole sequence.
 """
 
 from __future__ import annotations
@@ -21,11 +26,11 @@ import numpy as np
 from edgekit.bundle import MANIFEST, Bundle, Row
 from edgekit.errors import EdgekitError
 from edgekit.find import find
-from edgekit.model import Dim, State
+from edgekit.model import Dim, Input, State
 from edgekit.targets.runtimes import Arrays, Runtime
 
 Array = np.ndarray[Any, Any]
-#: Tokens in one call of a prefill; a longer prompt takes several.
+#: Positions in one call of a prefill; a longer prompt takes several.
 PIECE = 256
 _SEEN = "seen"
 
@@ -45,7 +50,7 @@ class Session:
         Args:
             target: whose artifact in the bundle; None takes the first that runs here.
             threads: None takes all cores.
-            piece: tokens in one call of a prefill at most.
+            piece: positions in one call of a prefill at most.
 
         Raises:
             EdgekitError: no such bundle or target, nothing that runs here, or an artifact that
@@ -72,21 +77,24 @@ class Session:
                 "It takes whole sequences only.",
                 "Build it with --mode stream.",
             )
-        self._piece = min([piece, *(d.most for d in self._runtime.dims if d.name == "length")])
+        self._lengths = {spec.shape[1] for spec in self._runtime.inputs}
+        self._piece = min([piece, *(d.most if isinstance(d, Dim) else d for d in self._lengths)])
         self._states: Arrays = {}
         self.seen = 0
 
     def prefill(self, tokens: Any) -> Any:
-        """Take in a prompt, or more of it, and give the outputs at its last token.
+        """Take in a prompt, or more of it, and give the outputs at its last position.
 
         Args:
-            tokens: (tokens,), (batch, tokens), or such arrays by input name.
+            tokens: (tokens,) or (batch, tokens); frames have their features behind. Or such
+                arrays by input name.
 
         Returns:
             (batch, ...): an array, or arrays by name where the model has several outputs.
 
         Raises:
-            EdgekitError: it is empty, of another batch than before, or longer than the caches.
+            EdgekitError: it is empty, of another batch than before, of frames of another size,
+                longer than the caches, or no multiple of a length that the artifact is built for.
         """
         last: Arrays = {}
         for outputs in self.feed(tokens):
@@ -94,29 +102,35 @@ class Session:
         return _last(last)
 
     def feed(self, tokens: Any) -> Iterator[Arrays]:
-        """As ``prefill``, giving the outputs at all tokens, (batch, tokens, ...), by pieces."""
+        """As ``prefill``, giving the outputs at all positions, (batch, length, ...), by pieces."""
         inputs = self._inputs(tokens)
         length = next(iter(inputs.values())).shape[1]
+        self._check_length(length)
         for start in range(0, length, self._piece):
             yield self._call({n: v[:, start : start + self._piece] for n, v in inputs.items()})
 
     def step(self, token: Any) -> Any:
-        """Take in one token of each sequence, and give the outputs at it, as ``prefill``.
+        """Take in one token or frame of each sequence, and give the outputs at it, as ``prefill``.
 
         Args:
-            token: a number, (batch,), (batch, 1), or such arrays by input name.
+            token: a number, (batch,) or (batch, 1); a frame has its features behind. Or such
+                arrays by input name.
 
         Raises:
-            EdgekitError: nothing was prefilled, or a cache is full.
+            EdgekitError: nothing was prefilled, of tokens, another batch or size than before, a
+                cache is full, or the artifact takes more than one at once.
         """
-        if not self._states:
+        frames = any(len(spec.shape) > 2 for spec in self._runtime.inputs)
+        if not self._states and not frames:
             raise EdgekitError(
                 f"{self.name}: a step was asked for before a prefill.",
                 "There is no state that it could go on from.",
                 "Call prefill with the prompt first, or load a state.",
             )
+        self._check_length(1)
         given = token if isinstance(token, Mapping) else {self._only(): token}
-        columns = {name: np.asarray(value).reshape(self.batch, 1) for name, value in given.items()}
+        specs = {spec.name: spec for spec in self._runtime.inputs}
+        columns = {name: self._column(specs[name], v) for name, v in given.items() if name in specs}
         return _last(self._call(self._inputs(columns)))
 
     def reset(self) -> None:
@@ -167,7 +181,7 @@ class Session:
         self._states, self.seen = states, int(seen)
 
     def _inputs(self, tokens: Any) -> Arrays:
-        """Arrays (batch, tokens, ...) by name, of one length."""
+        """Arrays (batch, length, ...) by name, of one length."""
         given = tokens if isinstance(tokens, Mapping) else {self._only(): tokens}
         inputs = {}
         for spec in self._runtime.inputs:
@@ -175,11 +189,8 @@ class Session:
                 raise EdgekitError(f"{self.name} takes {spec.name}, which was not given.")
             value = np.asarray(given[spec.name])
             value = value[None] if value.ndim == len(spec.shape) - 1 else value
-            if value.ndim != len(spec.shape) or value.size == 0:
-                raise EdgekitError(
-                    f"{self.name}: {spec.name} has the wrong shape.",
-                    f"Found {value.shape}; expected (batch, tokens), not empty.",
-                )
+            if not _fits(value.shape[2:], spec.shape[2:]) or value.ndim < 2 or value.size == 0:
+                raise self._misshapen(spec, np.asarray(given[spec.name]), "length")
             inputs[spec.name] = value.astype(spec.dtype)
         batch = len(next(iter(inputs.values())))
         if self._states and batch != self.batch:
@@ -189,6 +200,34 @@ class Session:
                 "Give as many as before, or call reset.",
             )
         return inputs
+
+    def _column(self, spec: Input, value: Any) -> Array:
+        """One position of each sequence, as a sequence of one: (batch, 1, ...)."""
+        value, rest = np.asarray(value), spec.shape[2:]
+        batch = self.batch or (value.shape[0] if value.ndim > len(rest) else 1)
+        allowed = [(batch, *rest), (batch, 1, *rest)] + ([rest] if batch == 1 else [])
+        if not any(_fits(value.shape, shape) for shape in allowed):
+            raise self._misshapen(spec, value, "1")
+        column: Array = value.reshape(batch, 1, *value.shape[value.ndim - len(rest) :])
+        return column
+
+    def _misshapen(self, spec: Input, value: Array, length: str) -> EdgekitError:
+        batch = str(self.batch) if self.batch else "batch"
+        expected = ", ".join((batch, length, *map(str, spec.shape[2:])))
+        return EdgekitError(
+            f"{self.name}: {spec.name} has the wrong shape.",
+            f"Found {value.shape}; expected ({expected}), not empty.",
+        )
+
+    def _check_length(self, length: int) -> None:
+        """Raise unless so many positions can be taken in calls that the artifact is built for."""
+        fixed = [size for size in self._lengths if isinstance(size, int) and length % size]
+        if fixed:
+            raise EdgekitError(
+                f"{self.name} cannot take a length of {length}.",
+                f"It is built for calls of {fixed[0]}.",
+                f"Give a multiple of {fixed[0]}, or build it for lengths that vary.",
+            )
 
     def _only(self) -> str:
         names = [spec.name for spec in self._runtime.inputs]
@@ -262,11 +301,7 @@ def _named(path: Path, row: Row) -> str:
 
 def _check(spec: State, value: Array, where: str) -> None:
     """Raise unless a state has its shape and dtype."""
-    fits = value.ndim == len(spec.shape) and all(
-        isinstance(size, Dim) or size == found
-        for size, found in zip(spec.shape, value.shape, strict=True)
-    )
-    if not fits or str(value.dtype) != spec.dtype:
+    if not _fits(value.shape, spec.shape) or str(value.dtype) != spec.dtype:
         expected = "x".join(str(size) for size in spec.shape)
         raise EdgekitError(
             f"{where}: the state {spec.name} does not fit.",
@@ -276,7 +311,14 @@ def _check(spec: State, value: Array, where: str) -> None:
         )
 
 
+def _fits(found: tuple[int, ...], expected: tuple[int | Dim, ...]) -> bool:
+    """Whether a shape is the one expected, where that does not vary."""
+    return len(found) == len(expected) and all(
+        isinstance(size, Dim) or size == n for n, size in zip(found, expected, strict=True)
+    )
+
+
 def _last(outputs: Arrays) -> Any:
-    """Of each output the last token's; the array itself where there is one output."""
+    """Of each output the last position's; the array itself where there is one output."""
     last = {name: value[:, -1] for name, value in outputs.items()}
     return next(iter(last.values())) if len(last) == 1 else last
