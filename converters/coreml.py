@@ -173,12 +173,15 @@ def _check_recurrences(source: Graph) -> None:
         if name.startswith("edgekit.") and name not in _TRANSLATED:
             lengths = [dim for dim in source.dims.values() if dim.most > PIECE]
             ranges = ", ".join(f"{dim.name} {dim}" for dim in lengths)
+            neurons = name == "edgekit.fire.default"  # written out step by step
+            one = f"one length of {PIECE} at most" if neurons else "one length"
             raise EdgekitError(
                 f"The model cannot be expressed in Core ML at {_place(node)}.",
-                "Core ML has no scan: a recurrence is written out, for one length or for all up "
+                f"Core ML has no scan: a recurrence is written out, for {one} or for all up "
                 f"to {PIECE}" + (f"; here varies {ranges}." if ranges else "."),
-                f"Fix the length, as in --input NAME:1x1024, or let it vary up to {PIECE} at most, "
-                f"as in --input NAME:1x1..64..{PIECE}; a stream takes more in several calls.",
+                f"Fix the length, as in --input NAME:1x{PIECE if neurons else 1024}, or let it "
+                f"vary up to {PIECE} at most, as in --input NAME:1x1..64..{PIECE}; a stream takes "
+                "more in several calls.",
             )
 
 
