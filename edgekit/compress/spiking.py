@@ -46,6 +46,10 @@ class Spiking:
         layers: globs of paths of activations, or of what holds them, that alone become units.
         exclude: globs of paths, as in `layers`, that stay as they are.
         refit: whether layers behind units make up for them, by least squares.
+        spiking_attention: also replace softmax attention by products of spikes (Z. Zhou et al.,
+            Spikformer, ICLR 2023; M. Yao et al., Spike-driven Transformer, NeurIPS 2023). It is
+            another function, and costs accuracy that `distill` wins back in part; what it costs is
+            said. Where `distill` has not, INT8 can be out of tolerance.
         samples: of calibration data, at most.
         batch_size: samples of a call.
     """
@@ -62,6 +66,7 @@ class Spiking:
     layers: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     refit: bool = True
+    spiking_attention: bool = False
     samples: int = 128
     batch_size: int = 16
 
@@ -105,38 +110,63 @@ class Spiking:
         if units(made.module):
             self._change_form(made)
             return made
-        found = self._places(made)
-        self._convert(made, model, found, context)
+        attended = self._attentions(made, model)
+        found = self._places(made, attended)
+        self._convert(made, model, (found, attended), context)
         for path, unit in units(made.module).items():
             unit.check(path)
         return made
 
-    def _places(self, made: Model) -> Layers:
-        """Where units go, by path."""
-        from edgekit.compress.conversion import places
+    def _attentions(self, made: Model, model: Model) -> Layers:
+        """The attentions that become those of spikes, by path; none where that is not asked."""
+        from edgekit.compress.conversion import attention
+        from edgekit.compress.layers import Layers
 
-        found = places.find(made, self.places)
-        _check(made, found, self.layers, self.exclude)
+        if not self.spiking_attention:
+            return Layers()
+        found = attention.find(made, model)
+        self._choose(found)
+        if not found.chosen:
+            raise EdgekitError(
+                f"{made.source} has no attention that can be one of spikes.",
+                _reasons(found) or "It has none over a fused linear of queries, keys and values.",
+                "Leave spiking_attention out.",
+            )
+        return found
+
+    def _choose(self, found: Layers) -> None:
+        """Leave what was not asked for."""
         for path in list(found.chosen):
             if self.layers and not _any(path, self.layers):
                 found.chosen.pop(path)
             elif _any(path, self.exclude):
                 found.leave(path, "as asked")
-        if not found.chosen:
+
+    def _places(self, made: Model, attended: Layers) -> Layers:
+        """Where units go, by path."""
+        from edgekit.compress.conversion import places
+
+        found = places.find(made, self.places)
+        _check(made, found, attended, self.layers, self.exclude)
+        self._choose(found)
+        if not found.chosen and not attended.chosen:
             raise EdgekitError(
                 f"{made.source} has no place for a spiking unit.",
-                "; ".join(f"{', '.join(paths[:5])}: {why}" for why, paths in found.left.items())
-                or "It has no activation in front of a linear or a convolution.",
+                _reasons(found) or "It has no activation in front of a linear or a convolution.",
                 "Exclude less, or leave this pass out.",
             )
         return found
 
-    def _convert(self, made: Model, model: Model, found: Layers, context: Context) -> None:
-        """Place by place, in the network's order."""
+    def _convert(
+        self, made: Model, model: Model, chosen: tuple[Layers, Layers], context: Context
+    ) -> None:
+        """Place by place, in the network's order; then attentions in theirs."""
         from edgekit.compress.batches import batches
-        from edgekit.compress.conversion import fitting
+        from edgekit.compress.conversion import attention, fitting
+        from edgekit.compress.measure import relative_error
         from edgekit.progress import say, track
 
+        found, attended = chosen
         data = context.samples("the thresholds of spiking units").take(self.samples, context.seed)
         held = list(batches(data, self.batch_size))
         by_channel = self.granularity == "channel"
@@ -154,6 +184,16 @@ class Spiking:
         if by_channel and single:
             say(f"One threshold for all channels, which cannot be followed: {', '.join(single)}.")
         found.tell()
+        if attended.chosen:
+            before = relative_error(model, made, data, self.batch_size)
+            for pair in track(attended.chosen.values(), "Fitting attention", len(attended.chosen)):
+                attention.swap(pair, held, rules, self.refit)
+            after = relative_error(model, made, data, self.batch_size)
+            say(
+                f"{len(attended.chosen)} attentions are of spikes now: the outputs' squared error "
+                f"on the calibration data, {before:.4f} of their squares, becomes {after:.4f}."
+            )
+            attended.tell()
 
     def _change_form(self, made: Model) -> None:
         """Give the units that there are this pass's form.
@@ -191,15 +231,26 @@ def _any(path: str, globs: Iterable[str]) -> bool:
     return any(matches(path, glob) for glob in globs)
 
 
-def _check(made: Model, found: Layers, layers: Iterable[str], exclude: Iterable[str]) -> None:
+def _reasons(found: Layers) -> str:
+    """Why what was left is."""
+    return "; ".join(f"{', '.join(paths[:5])}: {why}" for why, paths in found.left.items())
+
+
+def _check(
+    made: Model, found: Layers, attended: Layers, layers: Iterable[str], exclude: Iterable[str]
+) -> None:
     """Raise for a glob of no place, or that names what cannot become a unit."""
-    left = {path: why for why, paths in found.left.items() for path in paths}
+    left, unlike = (
+        {path: why for why, paths in each.left.items() for path in paths}
+        for each in (found, attended)
+    )
+    known = (*found.chosen, *left, *attended.chosen, *unlike)
     for name, globs in (("layers", layers), ("exclude", exclude)):
         for glob in globs:
             named = [path for path in left if fnmatchcase(path, glob)]
             if name == "layers" and named:
                 raise _formless(glob, named[0], left[named[0]])
-            if not any(_any(path, [glob]) for path in (*found.chosen, *left)):
+            if not any(_any(path, [glob]) for path in known):
                 raise _unmatched(made, found, name, glob)
 
 
