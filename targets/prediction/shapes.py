@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def exported(model: Model, batch: int | None) -> Graph:
     """The model's graph with every size fixed: the batch as asked, others as usual.
 
+    Spiking units are written out, so that each step of a temporal one counts.
+
     Args:
         batch: samples a call; None leaves the model's own, or 1 where that varies.
 
@@ -22,6 +24,8 @@ def exported(model: Model, batch: int | None) -> Graph:
         EdgekitError: the model streams, or cannot be exported.
     """
     import torch
+
+    from edgekit.converters.rewrites import spiking_units
 
     if model.states:
         raise EdgekitError(
@@ -36,4 +40,4 @@ def exported(model: Model, batch: int | None) -> Graph:
     tensor = next(model.module.parameters(), None)
     meta = tensor is not None and tensor.device.type == "meta"
     with torch.device("meta") if meta else nullcontext():
-        return dataclasses.replace(model, inputs=inputs).export()
+        return spiking_units.rewrite(dataclasses.replace(model, inputs=inputs).export())
