@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from edgekit.drift import TOLERANCES, Drift, Tolerance, compare, cosine
+from edgekit.drift import TOLERANCES, Drift, Tolerance, compare, cosine, tolerance_for
 
 
 def calls(*rows, name="y"):
@@ -71,6 +71,15 @@ def test_tolerance_names_the_figure_at_fault():
 
 def test_less_precision_allows_more():
     assert TOLERANCES["fp32"].cosine > TOLERANCES["fp16"].cosine > TOLERANCES["int8"].cosine
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_levels_are_judged_as_int8_at_the_least(precision):
+    own, loose = TOLERANCES[precision], TOLERANCES["int8"]
+    assert tolerance_for(precision, discrete=False) == own
+    found = tolerance_for(precision, discrete=True)
+    assert found.cosine == min(own.cosine, loose.cosine)
+    assert found.max_abs is None
 
 
 def test_nan_in_the_artifact_fails_every_precision():

@@ -15,7 +15,7 @@ from edgekit import targets
 from edgekit.converters import on_device
 from edgekit.converters.kit.cuda import cuda_available
 from edgekit.converters.kit.measure import compare, statistics, within
-from edgekit.converters.kit_facts import TOLERANCE
+from edgekit.converters.kit_facts import TOLERANCE, kit_facts
 from edgekit.errors import EdgekitError
 
 pytest.importorskip("tensorrt_rtx")
@@ -378,6 +378,15 @@ def test_int8_is_seen_in_the_graph(tmp_path, target):
     facts = json.loads((kit.path / "kit.json").read_text())
     assert facts["tolerance"] == TOLERANCE["int8"]
     assert facts["flags"] == ["INT8", "FP16"]
+
+
+def test_a_model_of_levels_has_the_tolerance_of_int8(tmp_path, target):
+    model = onnx.load(save(tmp_path / "levels.onnx"))
+    assert kit_facts(model, target, tmp_path)["tolerance"] == TOLERANCE["fp32"]
+    onnx.helper.set_model_props(model, {"edgekit.discrete": "true"})
+    facts = kit_facts(model, target, tmp_path)
+    assert facts["precision"] == "fp32"
+    assert facts["tolerance"] == TOLERANCE["int8"]
 
 
 def test_an_old_kit_is_replaced(artifact, tmp_path, target):
