@@ -9,12 +9,15 @@ faster than it.)
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import packages
+from edgekit.converters.interface import interface
 from edgekit.errors import EdgekitError
-from edgekit.targets.runtimes import Arrays, Runtime
+from edgekit.model import Dim, Input, State
+from edgekit.targets.runtimes import Arrays, Runtime, split
 
 if TYPE_CHECKING:
     from edgekit.profiling import Layers
@@ -47,7 +50,7 @@ def open(artifact: Path, threads: int | None = None) -> Session:
     Raises:
         EdgekitError: OpenVINO is not installed, or refuses the file.
     """
-    return Session(*_compiled(artifact, str(artifact), threads))
+    return Session(*_compiled(artifact, str(artifact), threads), artifact)
 
 
 def trace(artifact: Path, inputs: Arrays) -> Arrays:
@@ -66,11 +69,19 @@ def layers(artifact: Path, inputs: Arrays, threads: int | None = None) -> Layers
 
 
 class Session(Runtime):
-    """An open ONNX file."""
+    """An open ONNX file.
 
-    def __init__(self, compiled: Any, inputs: list[str], outputs: list[str]) -> None:
+    Args:
+        compiled: the model, with the names of its ``inputs`` and ``outputs``.
+        artifact: the file, which says more of a stream than OpenVINO keeps.
+    """
+
+    def __init__(
+        self, compiled: Any, inputs: list[str], outputs: list[str], artifact: Path | None = None
+    ) -> None:
         import numpy as np
 
+        self._artifact = artifact
         self._request = compiled.create_infer_request()
         self._ports = dict(zip(inputs, compiled.inputs, strict=True))
         self._dtypes = {n: np.dtype(p.element_type.to_dtype()) for n, p in self._ports.items()}
@@ -85,6 +96,30 @@ class Session(Runtime):
         """Samples that one call takes; None if any number."""
         first = next(iter(self._ports.values())).partial_shape[0]
         return int(first.get_length()) if first.is_static else None
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """What it takes in each call beside its states."""
+        return tuple(split(self._declared, self._names)[0])
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """What it carries from call to call."""
+        return tuple(split(self._declared, self._names)[1])
+
+    @cached_property
+    def _declared(self) -> list[Input]:
+        """A stream's inputs; sizes that vary have the ranges that the file states."""
+        if self._artifact is None or not any(f"{n}_next" in self._names for n in self._ports):
+            return []
+        import onnx
+
+        said = interface(onnx.load(str(self._artifact), load_external_data=False))
+        dims = {name: Dim(name, *sizes) for name, sizes in said["dims"].items()}
+        return [
+            Input(i["name"], tuple(dims.get(size, size) for size in i["shape"]), i["dtype"])
+            for i in said["inputs"]
+        ]
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Outputs by name for inputs by name, batch first."""

@@ -11,9 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit import doctor, packages
+from edgekit import Session, doctor, packages
 from edgekit.errors import EdgekitError
 from edgekit.find import find
+from edgekit.model import Dim, Input, State
 from edgekit.targets.runtimes import runtime_for
 
 openvino = pytest.importorskip("openvino")
@@ -213,3 +214,49 @@ def test_a_bundle_for_it_is_proven_and_timed_in_it(tmp_path, digits_request, edg
     results = json.loads(timed.out)["results"]
     assert [result["runtime"] for result in results] == ["openvino"]
     assert edgekit("verify", out).code == 0
+
+
+#: Running sums of frames (1, length, 2).
+STREAM = """
+<ir_version: 9, opset_import: ["" : 20]>
+sums (float[1, length, 2] x, float[1, 1, 2] sum_0) => (float[1, length, 2] y,
+  float[1, 1, 2] sum_0_next) {
+  axis = Constant <value_int = 1> ()
+  start = Constant <value_ints = [-1]> ()
+  end = Constant <value_ints = [9223372036854775807]> ()
+  axes = Constant <value_ints = [1]> ()
+  within = CumSum (x, axis)
+  y = Add (within, sum_0)
+  sum_0_next = Slice (y, start, end, axes)
+}
+"""
+
+
+def stream(path: Path) -> Path:
+    model = onnx.parser.parse_model(STREAM)
+    model.metadata_props.add(key="edgekit.dims", value=json.dumps({"length": [1, 3, 4]}))
+    onnx.save(model, path)
+    return path
+
+
+def test_a_stream_says_what_it_carries(tmp_path):
+    x = np.arange(20, dtype=np.float32).reshape(1, 10, 2)
+    opened = runtime.open(stream(tmp_path / "stream.onnx"))
+    assert opened.inputs == (Input("x", (1, Dim("length", 1, 3, 4), 2)),)
+    assert opened.states == (State("sum_0", (1, 1, 2)),)
+    with Session.of(opened, "stream") as session:
+        sums = np.concatenate([each["y"] for each in session.feed(x)], 1)
+    np.testing.assert_array_equal(sums, x.cumsum(1))
+
+
+def test_a_state_that_does_not_fit_is_refused(tmp_path):
+    with runtime.open(stream(tmp_path / "stream.onnx")) as opened:
+        x = np.zeros((1, 3, 2), np.float32)
+        with pytest.raises(EdgekitError, match="cannot run the model"):
+            opened.infer({"x": x, "sum_0": np.zeros((1, 1, 3), np.float32)})
+        assert opened.states
+
+
+def test_a_model_that_is_no_stream_carries_nothing(tmp_path):
+    with runtime.open(product(tmp_path / "model.onnx")) as opened:
+        assert (opened.inputs, opened.states) == ((), ())
