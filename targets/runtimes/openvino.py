@@ -132,8 +132,20 @@ class Session(Runtime):
         try:
             found = self._request.infer(inputs, share_inputs=True)
         except RuntimeError as error:
-            raise EdgekitError("OpenVINO cannot run the model.", str(error)) from error
+            why = "; ".join(self._misfits(inputs)) or str(error)
+            raise EdgekitError("OpenVINO cannot run the model.", why) from error
         return {name: found[i] for i, name in enumerate(self._names)}
+
+    def _misfits(self, inputs: Arrays) -> list[str]:
+        """The inputs whose shapes are not those of the model; OpenVINO tells their number alone."""
+        import openvino
+
+        shapes = {name: port.partial_shape for name, port in self._ports.items()}
+        return [
+            f"{name} is {list(value.shape)}, not {shapes[name]}"
+            for name, value in inputs.items()
+            if not shapes[name].compatible(openvino.PartialShape(list(value.shape)))
+        ]
 
 
 def _listed(dtypes: dict[str, Any]) -> str:
