@@ -64,6 +64,8 @@ class Simulation(Runtime):
         self._read_by = {node: [a for a, b in graph.edges if b == node] for node in graph.nodes}
         self._order = _order(self._read_by, name)
         self._nodes = graph.nodes
+        for node in graph.nodes.values():
+            _known(node, name)
         self._inputs = {key: tuple(map(int, n.input_type["input"])) for key, n in _inputs(graph)}
         self._outputs = sorted(graph.outputs)
 
@@ -97,7 +99,8 @@ class Simulation(Runtime):
         import torch
 
         given, steps = self._currents(inputs)
-        nodes = {key: made(node, self._name, self._timing["dt"]) for key, node in self._listed()}
+        dt = float(self._timing["dt"])
+        nodes = {k: _NODES[type(n).__name__](n, dt) for k, n in self._nodes.items()}
         found: dict[str, list[Tensor]] = {key: [] for key in kept}
         with torch.inference_mode():
             for t in range(steps):
@@ -109,9 +112,6 @@ class Simulation(Runtime):
                 for key in kept:
                     found[key].append(values[key])
             return {key: torch.stack(each, 1) for key, each in found.items()}
-
-    def _listed(self) -> list[tuple[str, Any]]:
-        return [(key, self._nodes[key]) for key in self._order]
 
     def _currents(self, inputs: Arrays) -> tuple[dict[str, Tensor], int]:
         """Every input as (batch, steps, ...), and the number of steps."""
@@ -134,20 +134,14 @@ class Simulation(Runtime):
         }, steps
 
 
-def made(node: Any, name: str, dt: float) -> Callable[[Tensor], Tensor]:
-    """What a node computes in a step.
-
-    Raises:
-        EdgekitError: edgekit does not write such nodes.
-    """
-    kind = type(node).__name__
-    if kind not in _NODES:
+def _known(node: Any, name: str) -> None:
+    """Raise unless it is a node that edgekit writes."""
+    if type(node).__name__ not in _NODES:
         raise EdgekitError(
-            f"{name} has a node of kind {kind}.",
+            f"{name} has a node of kind {type(node).__name__}.",
             f"edgekit runs the nodes that it writes: {', '.join(_NODES)}.",
             "Run it in a simulator that takes NIR.",
         )
-    return _NODES[kind](node, dt)
 
 
 class Neurons:
