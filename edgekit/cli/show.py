@@ -85,7 +85,7 @@ def spikes(found: Spikes, latency: list[dict[str, Any]]) -> None:
         )
         for layer in found.layers
     ]
-    columns = ("layer", "kind", "its input is of", "T", "spike rate", "MACs", "ACs instead")
+    columns = ("layer", "kind", "fed by", "T", "spike rate", "MACs", "ACs instead")
     title = f"Spikes, the mean of {found.samples} samples"
     table.show(table.plain_table(title, columns, rows))
     typer.echo(

@@ -203,6 +203,12 @@ class Spiking:
         """
         from edgekit.progress import say
 
+        if self.spiking_attention:
+            raise EdgekitError(
+                f"{made.source} has units already: its attentions stay as they are.",
+                "Attention becomes one of spikes together with the activations.",
+                "Leave spiking_attention out to change the units' form, or convert the source.",
+            )
         held = units(made.module) | units(made.traced)
         for path, unit in held.items():
             if unit.steps != self.steps:

@@ -12,6 +12,7 @@ from edgekit.compress.modules.qcfs import QCFS
 from edgekit.errors import EdgekitError
 from edgekit.model import Input, Model
 from edgekit.operators.qcfs import spikes
+from edgekit.quantize.spiking.neurons import LIF
 from edgekit.quantize.spiking.report import AC_PJ, MAC_PJ, count
 from edgekit.work import export
 
@@ -135,6 +136,32 @@ def test_the_rarer_spikes_of_two_operands_count():
     assert product.unit == "rare"
     assert product.rate == pytest.approx(float(fires.mean()) / 0.25 / STEPS)
     assert (linear.unit, linear.rate) == ("", None)
+
+
+class Along(nn.Module):
+    """Neurons along a sequence, whose spikes a linear and a convolution read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lif = LIF(4, tau=2.0, threshold=0.5)
+        self.linear, self.conv = nn.Linear(4, 6), nn.Conv1d(4, 3, 3)
+
+    def forward(self, x):
+        spikes = self.lif(x)
+        return self.linear(spikes), self.conv(spikes.transpose(1, 2))
+
+
+def test_neurons_along_a_sequence_have_one_step_a_position():
+    model = Model(Along().eval(), (Input("x", (1, 9, 4)),), ("y", "z"), "along")
+    x = torch.randn(1, 9, 4, generator=torch.Generator().manual_seed(0))
+    found = count(export(model), [{"x": x.numpy()}], "along")
+    rate = float(model.module.lif(x).mean())
+    assert 0 < rate < 1
+    assert found.forms == ("neurons",)
+    for layer, macs in zip(found.layers, (9 * 4 * 6, 7 * 3 * 4 * 3), strict=True):
+        assert (layer.unit, layer.steps, layer.macs) == ("lif", 1, macs)
+        assert layer.rate == pytest.approx(rate)
+        assert layer.acs == pytest.approx(macs * rate)
 
 
 def test_a_model_without_units_says_how_to_make_one():
