@@ -14,9 +14,9 @@ RATIO = 1.05
 WAYS = {"calibrated": "calibration alone", "tuned": "fine-tuned"}
 #: The columns of accuracy: way, form and precision.
 ENGINES = (
-    ("calibrated", "folded", "fp32"),
+    ("calibrated", "folded", "PyTorch"),
     ("calibrated", "folded", "int8"),
-    ("tuned", "folded", "fp32"),
+    ("tuned", "folded", "PyTorch"),
     ("tuned", "folded", "int8"),
     ("tuned", "temporal", "int8"),
 )
@@ -99,7 +99,7 @@ def accuracy(cells: list[dict[str, Any]], model: str) -> str:
 
 
 def _kind(form: str, precision: str) -> str:
-    shown = {"fp32": "fp32", "int8": "INT8"}[precision]
+    shown = {"int8": "INT8"}.get(precision, precision)
     return shown if form == "folded" else f"{shown}, {form}"
 
 

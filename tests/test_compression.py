@@ -67,6 +67,21 @@ def test_the_source_is_not_needed_any_more(fields, tmp_path, digits_model):
     assert families.load(f"compressed/{tmp_path / 'small'}", Options()).weights == "checkpoint"
 
 
+def test_a_factory_without_a_folder_is_a_source(fields, tmp_path, digits_model, monkeypatch):
+    code = f"""
+from edgekit import families
+
+def made():
+    return families.load("timm/{digits_model}", families.Options(random_weights=True))
+"""
+    (tmp_path / "own_vit.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = {"model": "own_vit:made", "checkpoint": Path(digits_model) / "model.safetensors"}
+    compression.compress(recipe({**fields, **asked}, DROP), tmp_path / "small")
+    assert left(families.load(f"compressed/{tmp_path / 'small'}", Options())) == 1
+
+
 def test_a_compressed_model_is_compressed_again(fields, tmp_path):
     compression.compress(recipe(fields, DROP), tmp_path / "small")
     small = {**fields, "model": f"compressed/{tmp_path / 'small'}"}

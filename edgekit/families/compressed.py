@@ -124,7 +124,7 @@ def save(
     described = structure.describe(original, model.module)
     family, _, rest = str(made_from["model"]).partition("/")
     folder.mkdir(parents=True)
-    if Path(rest).expanduser().is_dir():
+    if rest and Path(rest).expanduser().is_dir():
         _copy_configuration(Path(rest).expanduser(), folder / SOURCE)
         made_from = {**made_from, "model": f"{family}/{SOURCE}"}
     held = {
