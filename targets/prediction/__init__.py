@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.errors import EdgekitError
 from edgekit.targets import Target
 from edgekit.targets.prediction.basis import (
     Basis,
@@ -196,11 +197,21 @@ def machine_for(target: Target, threads: int = 1) -> Machine:
 
 
 def runtime_of(target: Target) -> Runtime:
-    """How the target's runtime is predicted."""
+    """How the target's runtime is predicted.
+
+    Raises:
+        EdgekitError: it is not.
+    """
     name = AS.get(target.runtime, target.runtime)
     if target.runtime == "tensorrt":
         version = tuple(int(part) for part in target.runtime_version.split(".")[:2])
         name = "tensorrt" if version >= FUSED_ATTENTION or not version else "tensorrt_8"
+    if name not in RUNTIMES:
+        raise EdgekitError(
+            f"{target.title}: no latency is predicted.",
+            f"{target.name} names no device, whose time the spikes of a call decide.",
+            "edgekit inspect --spikes counts them.",
+        )
     return RUNTIMES[name]
 
 

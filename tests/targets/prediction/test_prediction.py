@@ -35,7 +35,7 @@ def no_measuring(monkeypatch):
     monkeypatch.setattr(this_cpu, "machine", lambda name, threads: machine)
 
 
-@pytest.mark.parametrize("name", targets.names())
+@pytest.mark.parametrize("name", [n for n in targets.names() if n != "neuromorphic"])
 def test_every_target_is_predicted(name, resnet, no_measuring):
     target = targets.load(name)
     for precision in ("fp16", "int8", "w8a16", "fp8", "fp32"):
@@ -61,6 +61,11 @@ def test_a_missing_peak_is_named(resnet):
     bare = targets.load(ORIN).model_copy(update={"bandwidth_gb_s": None})
     with pytest.raises(EdgekitError, match=r"bandwidth_gb_s"):
         forecast(resnet, bare, "fp16")
+
+
+def test_a_target_of_no_device_is_refused(resnet):
+    with pytest.raises(EdgekitError, match="no latency is predicted"):
+        forecast(resnet, targets.load("neuromorphic"), "fp32")
 
 
 def test_a_precision_that_does_not_run_is_refused(resnet):
