@@ -21,7 +21,7 @@ from edgekit.operators.qcfs import of_levels
 
 Method = Literal["mse", "percentile"]
 #: Thresholds that are tried, evenly up to the largest value.
-CANDIDATES = 64
+CANDIDATES = 48
 #: Of the largest channel's peak: below it a channel adds next to nothing, and what it is multiplied
 #: by to give levels might be no float16.
 _LEAST = 1e-3

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from edgekit.compress.batches import Batch
     from edgekit.model import Model
 
-#: Values of a tensor that its thresholds are found from, at most.
-_HELD = 2**24
+#: What thresholds are found from, at most: values of a tensor, or if that is more, rows of it.
+_VALUES, _ROWS = 2**21, 2**10
 #: d, as a share of the mean square of the unit's outputs.
 _DAMPING = 0.01
 
@@ -206,7 +206,8 @@ def _entering(made: Model, place: Place, batches: Sequence[Batch]) -> Tensor:
             if not x.isfinite().all():
                 raise not_finite(place.path)
             rows = x.movedim(place.axis, -1).flatten(0, -2)
-            stride = -(-x.numel() * samples // (len(batch) * _HELD))
+            most = max(_VALUES // rows.shape[1], _ROWS)
+            stride = -(-len(rows) * samples // (len(batch) * most))
             found.append(rows[::stride].clone())
     return torch.cat(found)
 

@@ -186,8 +186,8 @@ class _Finder:
     def _place(self, path: str, node: Node, calls: list[Node]) -> Place:
         """With as many channels as can be followed."""
         shape = traced_shape(node)
-        for axis in (-1, 1):
-            if isinstance(node.meta["val"].shape[axis], int):
+        for axis in (1, -1):  # a flattened image could be followed along its rows, too
+            if isinstance(node.meta["val"].shape[axis], int) and shape[axis] > 1:
                 reach = follow(self.editor, Producer(node, axis, shape[axis], ()))
                 if bool(reach.free.all()) and all((r.channels >= 0).all() for r in reach.readers):
                     readers = tuple(self._reader(r.node, r.channels) for r in reach.readers)
