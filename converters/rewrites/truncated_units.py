@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from edgekit.model import Graph
 
 
+#: What a dropout is in evaluation.
+_SAME = ("aten.clone.default", "aten.dropout.default")
+
+
 def rewrite(graph: Graph) -> Graph:
     """The graph with the quantized results of folded units that have no sign as integers."""
     from edgekit.edit import Editor
@@ -29,6 +33,8 @@ def rewrite(graph: Graph) -> Graph:
     editor = Editor(graph)
     for node in editor.calls(str(QUANTIZE)):
         unit: Any = node.args[0]
+        while str(unit.target) in _SAME:
+            unit = unit.args[0]
         if str(unit.target) != UNIT:
             continue
         scale, signed, form = (editor.arguments(unit)[place] for place in (2, 5, 6))

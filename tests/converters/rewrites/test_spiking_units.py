@@ -25,7 +25,7 @@ SAMPLES = np.random.default_rng(0).standard_normal((12, 3, 8, 8)).astype(np.floa
 
 
 class Vit(nn.Module):
-    """Patches of a spiking image, a norm, an MLP with a spiking unit, and a head."""
+    """Patches of a spiking image, a norm, an MLP with a spiking unit and a dropout, a head."""
 
     def __init__(self, form):
         super().__init__()
@@ -34,13 +34,15 @@ class Vit(nn.Module):
         self.patch = nn.Conv2d(3, 12, 4, stride=4)
         self.norm, self.first = nn.LayerNorm(12), nn.Linear(12, 24)
         self.unit = QCFS(24, -1, 4, 0.15625, False, form)
+        self.drop = nn.Dropout(0.1)
         self.second, self.head = nn.Linear(24, 12), nn.Linear(12, 5)
         self.encode.threshold.uniform_(1, 2)
         self.unit.threshold.uniform_(0.5, 1)
 
     def forward(self, x):
         x = self.patch(self.encode(x)).flatten(2).transpose(1, 2)
-        return self.head((x + self.second(self.unit(self.first(self.norm(x))))).mean(1))
+        levels = self.drop(self.unit(self.first(self.norm(x))))
+        return self.head((x + self.second(levels)).mean(1))
 
 
 class Both(nn.Module):
