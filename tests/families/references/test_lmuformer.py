@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from edgekit import families
+from edgekit.compress.conversion import places
 from edgekit.errors import EdgekitError
 from edgekit.families import Options, reference
 from edgekit.families.references import lmuformer, streaming
@@ -220,3 +221,12 @@ def test_an_exported_stream_carries_its_states():
 def test_a_size_that_is_no_model_is_refused(arguments, message):
     with pytest.raises(EdgekitError, match=message):
         reference.make("lmuformer", arguments)
+
+
+def test_the_spiking_pass_finds_the_patch_embedding_and_the_mixer():
+    """Its other ReLUs are in front of the memory, of what reads it, and of a sum: analog values."""
+    arguments = {**SMALL, "depth": 3}
+    model = families.load("reference/lmuformer", Options(random_weights=True, arguments=arguments))
+    found = places.find(model, ("activations", "patch_embedding"))
+    units = {"embed.0.act.unit", "embed.1.act.unit", "mixer.expand.act.unit"}
+    assert found.chosen.keys() == {"embed.0.conv", *units}
