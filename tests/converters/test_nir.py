@@ -17,7 +17,8 @@ from edgekit.compress import Context, apply
 from edgekit.compress.modules.qcfs import QCFS
 from edgekit.compress.spiking import Spiking
 from edgekit.converters import nir as converter
-from edgekit.converters.nir_nodes import just_below, whole
+from edgekit.converters.nir_neurons import just_below
+from edgekit.converters.nir_nodes import whole
 from edgekit.data import open_data
 from edgekit.drift import compare, tolerance_for
 from edgekit.errors import EdgekitError
