@@ -81,6 +81,12 @@ class Spiking:
                 "It is the share of values that thresholds do not cut off, in percent.",
                 "Give 99.9, or less where few values are very large.",
             )
+        if self.percentile != type(self).percentile and self.threshold != "percentile":
+            raise EdgekitError(
+                f"spiking: percentile={self.percentile} goes with threshold=percentile.",
+                f"threshold is {self.threshold}, which cuts off what leaves the least error.",
+                "Give both, or neither.",
+            )
         for name, value in (("samples", self.samples), ("batch_size", self.batch_size)):
             if value < 1:
                 raise EdgekitError(f"spiking: {name}={value} is below 1.", "", "Give 1 or more.")
@@ -199,7 +205,7 @@ class Spiking:
         """Give the units that there are this pass's form.
 
         Raises:
-            EdgekitError: they have other steps.
+            EdgekitError: they have other steps, or more is asked for.
         """
         from edgekit.progress import say
 
@@ -218,6 +224,13 @@ class Spiking:
                     "that they stand for.",
                     f"Give steps={unit.steps} to change their form, or convert the source again.",
                 )
+        asked = [name for name in ("layers", "exclude", "spiking_attention") if getattr(self, name)]
+        if asked:
+            raise EdgekitError(
+                f"spiking: {', '.join(asked)} cannot be had of {made.source}.",
+                "It has units already, of which the pass changes only the form.",
+                "Drop the option, or convert the source again.",
+            )
         for unit in held.values():
             unit.form = self.form
         say(f"{len(held)} units that the model has are {self.form} now; their thresholds stay.")

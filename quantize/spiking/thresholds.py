@@ -22,7 +22,7 @@ from edgekit.operators.qcfs import of_levels
 Method = Literal["mse", "percentile"]
 #: Thresholds that are tried, evenly up to the largest value.
 CANDIDATES = 48
-#: Of the largest channel's peak: below it a channel adds next to nothing, and what it is multiplied
+#: Of the median channel's peak: below it a channel adds next to nothing, and what it is multiplied
 #: by to give levels might be no float16.
 _LEAST = 1e-3
 
@@ -55,9 +55,9 @@ def find(
         found = _share(heights, percentile)
     else:
         found = _least_error(x, wanted, peaks, steps, signed)
-    active = peaks > _LEAST * peaks.max()
-    typical = found[active].median()
-    return torch.where(active, found, typical).clamp_min(_LEAST * float(peaks.max()))
+    least = _LEAST * peaks[peaks > 0].median()
+    active = peaks > least
+    return torch.where(active, found, found[active].median()).clamp_min(least)
 
 
 def _least_error(x: Tensor, wanted: Tensor, peaks: Tensor, steps: int, signed: bool) -> Tensor:

@@ -322,6 +322,7 @@ def test_the_command_line_writes_a_model_that_loads(digits_model, digits_folder,
         ("steps=eight", "steps is not right"),
         ("percentile=0", "percentile=0"),
         ("percentile=101", "percentile=101"),
+        ("percentile=99", "percentile=99.0 goes with threshold=percentile"),
         ("threshold=entropy", "threshold is not right"),
         ("form=spikes", "form is not right"),
         ("places=[attention]", "places.0 is not right"),
@@ -362,6 +363,26 @@ def test_a_layer_without_a_spiking_form_is_an_error(path):
 def test_other_steps_than_the_units_are_an_error(made):
     with pytest.raises(EdgekitError, match="has units of 4 steps already"):
         apply(Spiking(steps=8, form="temporal"), made["vit"][1], Context())
+
+
+def test_more_than_a_form_is_not_to_be_had_of_units(made):
+    with pytest.raises(EdgekitError, match="exclude cannot be had"):
+        apply(Spiking(steps=4, exclude=("blocks.0",)), made["vit"][1], Context())
+
+
+def test_an_activation_that_overwrites_its_input_is_seen_before_it(made, context):
+    source, spiking = made["poolformer"]
+    inplace = structure.copied(source)
+    for stage in inplace.module.stages:
+        stage.blocks[0].mlp.act = nn.SiLU(inplace=True)
+    plain = structure.copied(inplace)
+    for stage in plain.module.stages:
+        stage.blocks[0].mlp.act.inplace = False
+    both = [apply(Spiking(steps=4), each, context) for each in (inplace, plain)]
+    first, second = (units(each.module) for each in both)
+    assert list(first) == list(units(spiking.module))
+    for path, unit in first.items():
+        assert torch.equal(unit.threshold, second[path].threshold)
 
 
 def test_without_data_is_an_error(made):

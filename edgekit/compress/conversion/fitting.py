@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 #: What thresholds are found from, at most: values of a tensor, or if that is more, rows of it.
 _VALUES, _ROWS = 2**21, 2**10
+#: The largest float16.
+_LARGEST = 65504.0
 #: d, as a share of the mean square of the unit's outputs.
 _DAMPING = 0.01
 
@@ -74,7 +76,7 @@ def fit(made: Model, place: Place, batches: Sequence[Batch], rules: Rules) -> QC
         )
     except EdgekitError as error:
         raise EdgekitError(f"{place.path}: {error.what}", error.why, error.fix) from error
-    scale = float(half_exact(np.array(float(found.mean()) / rules.steps)))
+    scale = _scale(found, rules.steps, place.path)
     if one:
         found = torch.full_like(found, scale * rules.steps)
     unit = QCFS(len(found), place.axis, rules.steps, scale, place.signed, rules.form)
@@ -85,6 +87,18 @@ def fit(made: Model, place: Place, batches: Sequence[Batch], rules: Rules) -> QC
             _fold(reader, found / (rules.steps * scale))
     _put(made, place, unit)
     return unit
+
+
+def _scale(found: Tensor, steps: int, path: str) -> float:
+    """What a level stands for, on average, as a float16 holds it."""
+    level = float(found.mean()) / steps
+    if level > _LARGEST:
+        raise EdgekitError(
+            f"{path}: a level of {level:.3g} is more than float16 holds.",
+            "Engines store what a level stands for in float16.",
+            "Give more steps, or leave it out with exclude=[GLOB].",
+        )
+    return float(half_exact(np.array(level)))
 
 
 def _put(made: Model, place: Place, unit: QCFS) -> None:
@@ -229,21 +243,29 @@ def seen(
     module: nn.Module, layers: Sequence[nn.Module], batch: Batch
 ) -> dict[nn.Module, tuple[Tensor, Tensor]]:
     """What enters and leaves layers in a call, which goes no further than the last of them."""
+    entered: dict[nn.Module, Tensor] = {}
     found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
-    def note(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], result: Any) -> None:
-        found[layer] = (args[0] if args else next(iter(named.values())), result)
+    def before(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        # A copy: an activation may overwrite what it is given.
+        entered[layer] = (args[0] if args else next(iter(named.values()))).clone()
+
+    def after(layer: nn.Module, given: Any, result: Tensor) -> None:
+        found[layer] = entered[layer], result.clone()
         if len(found) == len(set(layers)):
             raise _Reached
 
-    with _hooked(layers, note), suppress(_Reached):
+    with _hooked(layers, before, after), suppress(_Reached):
         module(**batch.inputs)
     return found
 
 
 @contextmanager
-def _hooked(layers: Sequence[nn.Module], note: Callable[..., None]) -> Iterator[None]:
-    hooks = [each.register_forward_hook(note, with_kwargs=True) for each in layers]
+def _hooked(
+    layers: Sequence[nn.Module], before: Callable[..., None], after: Callable[..., None]
+) -> Iterator[None]:
+    hooks = [each.register_forward_pre_hook(before, with_kwargs=True) for each in layers]
+    hooks += [each.register_forward_hook(after) for each in layers]
     try:
         yield
     finally:

@@ -74,6 +74,13 @@ def test_a_silent_channel_has_a_threshold_as_the_others(method):
     assert torch.equal(found[4:], alone.median().expand(3))
 
 
+def test_a_huge_channel_silences_no_other():
+    x = values()
+    alone = find(x, x.relu(), 8, False, "mse", 99.9)
+    more = torch.cat([x, x[:, :1] * 1e6], 1)
+    assert torch.equal(find(more, more.relu(), 8, False, "mse", 99.9)[:4], alone)
+
+
 def test_no_value_above_zero_is_an_error():
     x = -values().abs()
     with pytest.raises(EdgekitError, match="No value is above zero"):
