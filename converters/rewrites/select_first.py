@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _POINTWISE = {f"aten.{name}.default" for name in ("gelu", "relu", "silu", "clone", "dropout")}
 #: The same function of each vector along the last axis.
 _BY_VECTOR = {"aten.linear.default", "aten.layer_norm.default", "aten.rms_norm.default"}
+#: The same where its thresholds lie along the last axis.
+_UNIT = "edgekit.qcfs.default"
 _BINARY = {"aten.add.Tensor", "aten.mul.Tensor", "aten.sub.Tensor"}
 _RESHAPE = {"aten.reshape.default", "aten.view.default", "aten._unsafe_view.default"}
 _SLICE = "aten.slice.Tensor"
@@ -78,7 +80,8 @@ def _cut_operands(editor: Editor, x: Node, axis: int, index: int) -> list[Any] |
     def cut(operand: Any) -> Any:
         return _operand(editor, x, operand, axis, index)
 
-    if kind in _POINTWISE or (kind in _BY_VECTOR and axis < last):
+    by_vector = kind in _BY_VECTOR or (kind == _UNIT and x.args[4] in (-1, last))
+    if kind in _POINTWISE or (by_vector and axis < last):
         return [cut(first), *rest]
     if kind in _BINARY:
         return [cut(first), cut(rest[0]), *rest[1:]]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgekit.compress.modules.qcfs import QCFS
 from edgekit.converters.rewrites.select_first import rewrite
 from edgekit.edit import Editor
 from edgekit.model import BATCH, Input, Model
@@ -20,13 +21,14 @@ class Block(torch.nn.Module):
         self.norm1, self.norm2 = torch.nn.LayerNorm(WIDTH), torch.nn.LayerNorm(WIDTH)
         self.qkv, self.proj = torch.nn.Linear(WIDTH, 3 * WIDTH), torch.nn.Linear(WIDTH, WIDTH)
         self.up, self.down = torch.nn.Linear(WIDTH, 16), torch.nn.Linear(16, WIDTH)
+        self.activation = torch.nn.GELU()
 
     def forward(self, x):
         b, n, c = x.shape
         q, k, v = self.qkv(self.norm1(x)).reshape(b, n, 3, 2, c // 2).permute(2, 0, 3, 1, 4)
         mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         x = x + self.proj(mixed.transpose(1, 2).reshape(b, n, c))
-        return x + self.down(torch.nn.functional.gelu(self.up(self.norm2(x))))
+        return x + self.down(self.activation(self.up(self.norm2(x))))
 
 
 class Classifier(torch.nn.Module):
@@ -73,3 +75,23 @@ def test_nothing_moves_past_a_value_that_is_read_elsewhere():
     rewritten = rewrite(graph)
     assert np.abs(graph.run({"x": X})["y"] - rewritten.run({"x": X})["y"]).max() < 1e-12
     assert list(tokens_of(rewritten, "blocks.1.down")) == [TOKENS]
+
+
+@pytest.mark.parametrize("axis", [-1, 2])
+def test_a_spiking_unit_counts_for_its_token_only(axis):
+    module = Classifier(0)
+    for block in module.blocks:
+        block.activation = QCFS(16, axis, 4, 0.125, False, "folded")
+    graph = export(module)
+    written = rewrite(graph)
+    np.testing.assert_allclose(written.run({"x": X})["y"], graph.run({"x": X})["y"], rtol=1e-9)
+    sizes = [n.meta["val"].shape[1] for n in Editor(written).calls("edgekit.qcfs.default")]
+    assert sizes == [TOKENS, 1]
+
+
+def test_thresholds_along_the_tokens_keep_them_all():
+    module = Classifier(0)
+    module.blocks[1].activation = QCFS(TOKENS, 1, 4, 0.125, False, "folded")
+    written = rewrite(export(module))
+    (unit,) = Editor(written).calls("edgekit.qcfs.default")
+    assert unit.meta["val"].shape[1] == TOKENS
