@@ -44,7 +44,7 @@ class Rules:
 WITHOUT_LOOPS = ("scan_by_doubling", "chunked_ssd", "chunked_delta", "chunked_lmu", "unrolled_fire")
 
 _TENSORRT = Rules(
-    rewrites=("spiking_units", "attention", *WITHOUT_LOOPS),
+    rewrites=("spiking_units", "sign_codes", "attention", *WITHOUT_LOOPS),
     quantized_rewrites=(),
     operators=frozenset({"linear", "conv"}),
     matmul=True,
@@ -58,7 +58,7 @@ _TENSORRT = Rules(
 
 RULES = {
     "onnxruntime": Rules(
-        rewrites=("truncated_units", "spiking_units", "attention", "softplus"),
+        rewrites=("truncated_units", "spiking_units", "sign_codes", "attention", "softplus"),
         quantized_rewrites=("conv_as_linear",),
         operators=frozenset({"linear"}),
         matmul=True,
@@ -77,7 +77,7 @@ RULES = {
         ),
     ),
     "openvino": Rules(
-        rewrites=("spiking_units", "attention"),
+        rewrites=("spiking_units", "sign_codes", "attention"),
         quantized_rewrites=("conv_as_linear",),
         operators=frozenset({"linear", "attention"}),
         matmul=True,
@@ -96,7 +96,7 @@ RULES = {
     "tensorrt": _TENSORRT,
     "tensorrt_rtx": _TENSORRT,
     "coreml": Rules(
-        rewrites=("spiking_units", *WITHOUT_LOOPS, "causal_attention", "rank5"),
+        rewrites=("spiking_units", "sign_codes", *WITHOUT_LOOPS, "causal_attention", "rank5"),
         quantized_rewrites=(),
         operators=frozenset({"linear", "conv"}),
         matmul=False,

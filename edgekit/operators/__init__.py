@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 
 #: Those that give levels: a difference in rounding, however small, can become one of a level.
-DISCRETE = ("edgekit.qcfs.default", "edgekit.fire.default")
+DISCRETE = ("edgekit.qcfs.default", "edgekit.fire.default", "edgekit.sign_codes.default")
 
 
 def wide(*tensors: torch.Tensor) -> list[torch.Tensor]:
