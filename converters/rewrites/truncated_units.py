@@ -2,10 +2,9 @@
 
     clip(floor(z + 1/2), 0, T) = truncate(clip(z + 1/2, 0, T))
 
-is the integer that quantizing the unit's output with the unit's scale gives. ONNX Runtime's Floor
-takes as long as a GELU's half; a cast to an integer truncates, and the product with the scale and
-the quantization are gone: an INT8 MLP takes 0.85 of the time that it takes with a GELU, and 1.1
-with a unit that is written out.
+is the integer that quantizing the unit's output with the unit's scale gives. A cast to an integer
+truncates; ONNX Runtime's Floor, the product with the scale and the quantization are gone.
+An MLP of DeiT-Tiny in INT8 takes 0.88 of its time with a GELU; with a unit written out, 1.11.
 """
 
 from __future__ import annotations
