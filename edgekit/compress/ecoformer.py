@@ -35,8 +35,9 @@ class EcoFormer:
 
     J. Liu et al., EcoFormer (NeurIPS 2022): a hash gives each query and key a few bits, and a key
     counts for as many as it shares with the query. The cost then grows with the number of tokens,
-    not with its square; of a few tokens (65 of 16 channels a head, say) it saves next to nothing,
-    and the pass says how much. No runtime here multiplies by bits: they are floats of -1 and 1.
+    not with its square: of the operations of a ViT-Tiny it saves 11 % at 197 tokens and 45 % at
+    1025, and of a model of few tokens next to nothing. The pass says how much. No runtime here
+    multiplies by bits: they are floats of -1 and 1.
 
     The hashes are learned on calibration data, attention by attention, from each one's own
     softmax: gradient descent on the squared error of what its heads give, through the sign. (The
