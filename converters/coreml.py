@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit import files
 from edgekit.converters import Artifact, coreml_states
 from edgekit.converters.lengths import PIECE
+from edgekit.converters.rewrites.unrolled_fire import STEPS
 from edgekit.errors import EdgekitError
 from edgekit.model import Dim
 from edgekit.quantize.schemes import SCHEMES
@@ -171,16 +172,17 @@ def _check_recurrences(source: Graph) -> None:
     for node in Editor(source).calls():
         name = str(node.target)
         if name.startswith("edgekit.") and name not in _TRANSLATED:
-            lengths = [dim for dim in source.dims.values() if dim.most > PIECE]
-            ranges = ", ".join(f"{dim.name} {dim}" for dim in lengths)
             neurons = name == "edgekit.fire.default"  # written out step by step
-            one = f"one length of {PIECE} at most" if neurons else "one length"
+            most = STEPS if neurons else PIECE
+            lengths = [dim for dim in source.dims.values() if dim.most > most]
+            ranges = ", ".join(f"{dim.name} {dim}" for dim in lengths)
+            one = f"one length of {most} at most" if neurons else "one length"
             raise EdgekitError(
                 f"The model cannot be expressed in Core ML at {_place(node)}.",
                 f"Core ML has no scan: a recurrence is written out, for {one} or for all up "
-                f"to {PIECE}" + (f"; here varies {ranges}." if ranges else "."),
-                f"Fix the length, as in --input NAME:1x{PIECE if neurons else 1024}, or let it "
-                f"vary up to {PIECE} at most, as in --input NAME:1x1..64..{PIECE}; a stream takes "
+                f"to {most}" + (f"; here varies {ranges}." if ranges else "."),
+                f"Fix the length, as in --input NAME:1x{most if neurons else 1024}, or let it "
+                f"vary up to {most} at most, as in --input NAME:1x1..16..{most}; a stream takes "
                 "more in several calls.",
             )
 

@@ -6,7 +6,7 @@
 A spike depends on all spikes before it, so two steps are not one of the same kind, and steps cannot
 be joined by doubling, as in ``scan_by_doubling``: they are taken one after the other.
 
-1. A known length of ``lengths.PIECE`` at most is written out, step by step.
+1. A known length of ``STEPS`` at most is written out, step by step.
 2. One that varies, up to as many, is written out for the most: zeros follow the input, and what
    they add is cut off. A short call costs as much as a long one.
 3. A longer one is left as it is: a loop for the runtimes that have one.
@@ -18,12 +18,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekit.converters.lengths import PIECE, longest, varies
+from edgekit.converters.lengths import longest, varies
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from edgekit.model import Graph
+
+#: The longest that is written out: some nine operators a step, in each layer of neurons. Core ML
+#: took minutes to convert five layers of 98 steps.
+STEPS = 64
 
 
 def rewrite(graph: Graph) -> Graph:
@@ -34,7 +38,7 @@ def rewrite(graph: Graph) -> Graph:
     for node in editor.calls("edgekit.fire.default"):
         *tensors, hard, _, _ = editor.arguments(node)
         most = longest(graph, tensors[0].meta["val"].shape[1])
-        if most is not None and most <= PIECE:
+        if most is not None and most <= STEPS:
             results = editor.trace(unrolled, *tensors, hard, most, like=node, half=frozenset())
             editor.replace_results(node, results)
     return editor.done()

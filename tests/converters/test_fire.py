@@ -15,7 +15,7 @@ from torch import Tensor
 from edgekit import targets
 from edgekit.converters import coreml, tensorrt
 from edgekit.converters import onnx as converter
-from edgekit.converters.lengths import PIECE
+from edgekit.converters.rewrites.unrolled_fire import STEPS
 from edgekit.converters.mil import Evaluator
 from edgekit.converters.rewrites import unrolled_fire
 from edgekit.errors import EdgekitError
@@ -132,7 +132,7 @@ def test_core_ml(name: str, tmp_path: Path) -> None:
     assert_fires_the_same(graph, Evaluator(out).run)
 
 
-@pytest.mark.parametrize("length", [LONG, PIECE + 1])
+@pytest.mark.parametrize("length", [LONG, STEPS + 1])
 def test_core_ml_says_that_the_length_must_be_fixed(length: int | Dim, tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
     graph = unrolled_fire.rewrite(exported("IF", length))
@@ -140,8 +140,8 @@ def test_core_ml_says_that_the_length_must_be_fixed(length: int | Dim, tmp_path:
         coreml.convert(graph, tmp_path / "model.mlpackage", targets.load("iphone-15-pro"))
     assert caught.value.exit_code == 2
     assert "edgekit.fire" in caught.value.what
-    assert f"one length of {PIECE} at most" in caught.value.why
-    assert f"Fix the length, as in --input NAME:1x{PIECE}" in caught.value.fix
+    assert f"one length of {STEPS} at most" in caught.value.why
+    assert f"Fix the length, as in --input NAME:1x{STEPS}" in caught.value.fix
 
 
 def test_a_long_sequence_stays_a_scan_of_as_many_nodes(files: Any, tmp_path: Path) -> None:

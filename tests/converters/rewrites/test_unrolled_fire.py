@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgekit.converters.lengths import PIECE
+from edgekit.converters.rewrites.unrolled_fire import STEPS
 from edgekit.converters.rewrites.unrolled_fire import rewrite
 from edgekit.model import Dim
 from edgekit.quantize.fp16 import rewrite_fp16
@@ -44,7 +44,7 @@ def test_spikes_and_state_are_equal(kind: Any, hard: bool, length: Any, written:
     assert form.graph.run(feed)["y"].any()
 
 
-@pytest.mark.parametrize("length", [PIECE + 1, Dim("length", 1, 64, PIECE + 1)])
+@pytest.mark.parametrize("length", [STEPS + 1, Dim("length", 1, 64, STEPS + 1)])
 def test_longer_lengths_are_left_as_they_are(length: Any, written: Any) -> None:
     assert written(Layer(IF(5)), rewrite, _feed(4), length).is_whole
 
