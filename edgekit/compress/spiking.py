@@ -48,8 +48,8 @@ class Spiking:
         refit: whether layers behind units make up for them, by least squares.
         spiking_attention: also replace softmax attention by products of spikes (Z. Zhou et al.,
             Spikformer, ICLR 2023; M. Yao et al., Spike-driven Transformer, NeurIPS 2023). It is
-            another function, and costs accuracy that `distill` wins back in part; what it costs is
-            said. Where `distill` has not, INT8 can be out of tolerance.
+            another function: what it costs is said, and `distill` is needed to win that back.
+            Until then INT8 drifts more, too.
         samples: of calibration data, at most.
         batch_size: samples of a call.
     """
