@@ -168,11 +168,11 @@ def test_bad_options(options):
         ("iphone-15-pro", "coreml", "fp16", "model.mlpackage"),
     ],
 )
-def test_artifacts_hold_it(target, format, precision, name, made, samples, tmp_path):
+def test_artifacts_hold_it(target, format, precision, name, data, samples, tmp_path):
     if format == "coreml":
         pytest.importorskip("coremltools")
     asked = Work(Recipe.check({"model": "mine", "precision": precision}, "test"), samples)
-    asked.original = made
+    asked.original = apply(EcoFormer(steps=5, anchors=4), load(depth=1), Context(data=data))
     assert asked.graph.discrete
     device = targets.load(target)
     _, status, drift = asked.single(device, format, tmp_path / name)
