@@ -26,7 +26,10 @@ RATE = 22050
 FRAME, HOP, BANDS = 551, 220, 40
 FRAMES = 98
 #: Accents, and how a voice sounds; the last of each only judge, and the others only train.
-ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-gb-x-gbcwmd")
+ACCENTS = (
+    *("en-us", "en-gb", "en-gb-scotland", "en-029", "en-gb-x-gbclan"),
+    *("en-gb-x-rp", "en-gb-x-gbcwmd"),
+)
 VOICES = (
     *("m1", "m2", "m3", "m4", "m5", "m8", "f1", "f2", "f3", "Andy", "Annie", "Denis", "Diogo"),
     *("Gene", "Henrique", "Jacky", "Lee", "Mario", "Michael", "anika", "belinda", "edward"),

@@ -36,7 +36,7 @@ LMUFORMER = {
     "lmuformer": {"features": keywords.BANDS, "window": keywords.FRAMES},
     "spiking": {"features": keywords.BANDS, "window": keywords.FRAMES, "neuron": "plif"},
 }
-EPOCHS = {"lmuformer": 16, "spiking": 16, "transformer": 16}
+EPOCHS = {"lmuformer": 14, "spiking": 14, "transformer": 14}
 RATES = {"lmuformer": 6e-3, "spiking": 6e-3, "transformer": 3e-3}
 BATCH = 128
 
