@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: What a dropout is in evaluation.
 _SAME = ("aten.clone.default", "aten.dropout.default")
+#: What an image goes through before a convolution of single pixels, which is a linear by then.
+_PERMUTE = "aten.permute.default"
 
 
 def rewrite(graph: Graph) -> Graph:
@@ -31,18 +33,27 @@ def rewrite(graph: Graph) -> Graph:
 
     editor = Editor(graph)
     for node in editor.calls(str(QUANTIZE)):
-        unit: Any = node.args[0]
-        while str(unit.target) in _SAME:
-            unit = unit.args[0]
+        unit, orders = _behind(node)
         if str(unit.target) != UNIT:
             continue
         scale, signed, form = (editor.arguments(unit)[place] for place in (2, 5, 6))
         if node.args[1] == scale and form == "folded" and not signed:
-            _truncate(editor, node, unit)
+            _truncate(editor, node, unit, orders)
     return editor.done()
 
 
-def _truncate(editor: Editor, quantize: Node, unit: Node) -> None:
+def _behind(quantize: Node) -> tuple[Node, list[list[int]]]:
+    """What gives the values that are quantized, and how they are permuted, first to last."""
+    node: Any = quantize.args[0]
+    orders: list[list[int]] = []
+    while str(node.target) in (*_SAME, _PERMUTE):
+        if str(node.target) == _PERMUTE:
+            orders.insert(0, node.args[1])
+        node = node.args[0]
+    return node, orders
+
+
+def _truncate(editor: Editor, quantize: Node, unit: Node, orders: list[list[int]]) -> None:
     import torch
 
     from edgekit.converters.rewrites.spiking_units import stored_factor
@@ -50,7 +61,10 @@ def _truncate(editor: Editor, quantize: Node, unit: Node) -> None:
     x, _, scale, steps, *_ = editor.arguments(unit)
 
     def levels(x: Tensor, factor: Tensor) -> Tensor:
-        return torch.clamp(x * factor + 0.5, 0, steps).to(torch.uint8)
+        found = torch.clamp(x * factor + 0.5, 0, steps).to(torch.uint8)
+        for order in orders:
+            found = found.permute(order)
+        return found
 
     factor = stored_factor(editor, unit)
     stored = editor.trace(levels, x, factor, like=quantize, half=frozenset())[0]

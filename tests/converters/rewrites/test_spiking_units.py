@@ -109,6 +109,33 @@ def test_integers_are_truncated_where_a_product_reads_a_folded_unit_without_sign
     assert operators(truncated_units.rewrite(plain)) == operators(plain)
 
 
+class Pixels(nn.Module):
+    """An MLP with a spiking unit on each pixel of an image, as convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patch, self.first = nn.Conv2d(3, 12, 2, stride=2), nn.Conv2d(12, 24, 1)
+        self.unit = QCFS(24, 1, 4, 0.15625, False, "folded")
+        self.second = nn.Conv2d(24, 5, 1)
+        self.unit.threshold.uniform_(0.5, 1)
+
+    def forward(self, x):
+        return self.second(self.unit(self.first(self.patch(x)))).mean((2, 3))
+
+
+def test_integers_are_truncated_before_they_are_permuted(tmp_path):
+    recipe = Recipe.check({"model": "mine", "precision": "int8", "effort": "quick"}, "test")
+    made, cpu = Work(recipe, list(SAMPLES)), targets.load("cpu")
+    made.original = Model(Pixels().eval(), (Input("x", (1, 3, 8, 8)),), ("y",), "pixels")
+    quantized = made.quantize()
+    assert "aten.floor.default" not in operators(made.lower(cpu, quantized))
+    path = made.artifact(cpu, "onnx", tmp_path, quantized)
+    drift, _, failure = made.judge(path, "onnxruntime")
+    assert failure == ""
+    assert drift.cosine > 0.99
+
+
 def test_every_runtime_without_units_of_its_own_has_them_written_out():
     writing = [rules.rewrites for rules in RULES.values() if "qcfs" not in rules.native]
     assert all("spiking_units" in rewrites for rewrites in writing)
