@@ -35,6 +35,16 @@ class SpikingAttention(nn.Module):
         keys_first: whether K^T V comes first, as is cheaper where L > d.
     """
 
+    qkv: nn.Module
+    q_norm: nn.Module
+    k_norm: nn.Module
+    norm: nn.Module
+    proj: nn.Module
+    query_unit: nn.Module
+    key_unit: nn.Module
+    value_unit: nn.Module
+    output_unit: nn.Module
+
     def __init__(self, heads: int, head_dim: int, keys_first: bool) -> None:
         super().__init__()
         self.heads, self.head_dim, self.keys_first = heads, head_dim, keys_first
@@ -60,7 +70,7 @@ class SpikingAttention(nn.Module):
         q, k, v = split(self.qkv(x), self.heads, self.q_norm, self.k_norm)
         q, k = self.query_unit(q - self.query_mean), self.key_unit(k - self.key_mean)
         keys, v = k.transpose(-2, -1), self.value_unit(v)
-        product = q @ (keys @ v) if self.keys_first else (q @ keys) @ v
+        product: Tensor = q @ (keys @ v) if self.keys_first else (q @ keys) @ v
         return product * (self.factor / x.shape[1])
 
 
