@@ -220,14 +220,14 @@ class Spiking:
             if unit.steps != self.steps:
                 raise EdgekitError(
                     f"{made.source} has units of {unit.steps} steps already; {path} is one.",
-                    f"spiking: steps={self.steps} asks for others, which need the activations "
+                    f"steps={self.steps} asks for others, which need the activations "
                     "that they stand for.",
                     f"Give steps={unit.steps} to change their form, or convert the source again.",
                 )
         asked = [name for name in ("layers", "exclude", "spiking_attention") if getattr(self, name)]
         if asked:
             raise EdgekitError(
-                f"spiking: {', '.join(asked)} cannot be had of {made.source}.",
+                f"{', '.join(asked)} cannot be had of {made.source}.",
                 "It has units already, of which the pass changes only the form.",
                 "Drop the option, or convert the source again.",
             )
@@ -281,7 +281,7 @@ def _unmatched(made: Model, found: Layers, name: str, glob: str) -> EdgekitError
         if name == "layers" and path and fnmatchcase(path, glob):
             return _formless(glob, path, _why(module))
     return EdgekitError(
-        f"spiking: {name}={glob!r} matches no layer.",
+        f"{name}={glob!r} matches no layer.",
         f"Places for units are, for example, {', '.join(list(found.chosen)[:8]) or 'none'}.",
         "Write a path, or a glob over paths, such as blocks.0.* or *.mlp.act.",
     )
@@ -289,7 +289,7 @@ def _unmatched(made: Model, found: Layers, name: str, glob: str) -> EdgekitError
 
 def _formless(glob: str, path: str, why: str) -> EdgekitError:
     return EdgekitError(
-        f"spiking: layers={glob!r} names {path}, which has no spiking form.",
+        f"layers={glob!r} names {path}, which has no spiking form.",
         f"It is one of {why}." if why.startswith(("activations", "functions")) else why,
         "Leave it out of layers; `edgekit passes spiking` says what becomes a unit.",
     )

@@ -15,9 +15,9 @@ from torch import Tensor
 from edgekit import targets
 from edgekit.converters import coreml, tensorrt
 from edgekit.converters import onnx as converter
-from edgekit.converters.rewrites.unrolled_fire import STEPS
 from edgekit.converters.mil import Evaluator
 from edgekit.converters.rewrites import unrolled_fire
+from edgekit.converters.rewrites.unrolled_fire import STEPS
 from edgekit.errors import EdgekitError
 from edgekit.model import Dim, Graph, Input, Model
 from edgekit.quantize.spiking.neurons import IF, LIF, PLIF, Neuron

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgekit.converters.rewrites.unrolled_fire import STEPS
-from edgekit.converters.rewrites.unrolled_fire import rewrite
+from edgekit.converters.rewrites.unrolled_fire import STEPS, rewrite
 from edgekit.model import Dim
 from edgekit.quantize.fp16 import rewrite_fp16
 from edgekit.quantize.spiking.neurons import IF, LIF, PLIF, Neuron
