@@ -63,6 +63,7 @@ def write_models(folder):
     words = np.random.default_rng(0).integers(2, tiny.VOCABULARY, (12, 40))
     np.savez(folder / "prompts.npz", input_ids=words)
     normal = np.random.default_rng(0).standard_normal
+    np.savez(folder / "clips.npz", x=normal((4, 98, 40)).astype(np.float32))
     np.save(folder / "images.npy", normal((32, 1, 32, 32)).astype(np.float32))
     np.save(folder / "samples.npy", normal((8, 8)).astype(np.float32))
     (source,) = [text for _, text in blocks("python") if text.startswith("# mymodels.py")]
