@@ -36,7 +36,7 @@ LMUFORMER = {
     "lmuformer": {"features": keywords.BANDS, "window": keywords.FRAMES},
     "spiking": {"features": keywords.BANDS, "window": keywords.FRAMES, "neuron": "plif"},
 }
-EPOCHS = {"lmuformer": 14, "spiking": 14, "transformer": 14}
+EPOCHS = {"lmuformer": 14, "spiking": 14, "transformer": 28}
 RATES = {"lmuformer": 6e-3, "spiking": 6e-3, "transformer": 3e-3}
 BATCH = 128
 
