@@ -25,7 +25,6 @@ import torch
 
 from edgekit.edit import module_path
 from edgekit.errors import EdgekitError
-from edgekit.operators import DISCRETE
 from edgekit.quantize.sites import OPERATORS
 from edgekit.quantize.spiking.units import UNIT, moved_from
 
@@ -42,6 +41,8 @@ CONSTANTS = (
     "45 nm, 32-bit float; M. Horowitz, Computing's energy problem (and what we can do about it), "
     "ISSCC 2014"
 )
+#: What fires: units and neurons.
+_SPIKING = (UNIT, "edgekit.fire.default")
 _ATTENTION = "aten.scaled_dot_product_attention.default"
 
 
@@ -135,16 +136,16 @@ def count(graph: Graph, calls: Iterable[Arrays], name: str) -> Spikes:
     Raises:
         EdgekitError: it has neither units nor neurons.
     """
-    if not graph.discrete:
+    nodes = list(graph.exported.graph.nodes)
+    forms = tuple(dict.fromkeys(filter(None, map(_form, nodes))))
+    if not forms:
         raise EdgekitError(
             f"{name} has no spikes to count.",
             "It holds neither spiking units nor neurons: real numbers enter all its layers.",
             f"Make it spiking: `edgekit compress {name} --pass spiking:steps=8 --calibration DATA "
             "-o FOLDER`, and inspect compressed/FOLDER.",
         )
-    nodes = list(graph.exported.graph.nodes)
-    forms = tuple(dict.fromkeys(filter(None, map(_form, nodes))))
-    own = {str(node.target) for node in nodes} - set(DISCRETE)
+    own = {str(node.target) for node in nodes} - set(_SPIKING)
     uncounted = tuple(sorted(name for name in own if name.startswith("edgekit.")))
     counting, samples = _Counting(graph), 0
     for call in calls:
@@ -157,13 +158,13 @@ def _form(node: Node) -> str:
     """What a unit or neurons are called among the forms; '' for all else."""
     if str(node.target) == UNIT:
         return str(node.args[6])
-    return "neurons" if str(node.target) in DISCRETE else ""
+    return "neurons" if str(node.target) in _SPIKING else ""
 
 
 def _fired(value: Node) -> Node | None:
     """The unit or neurons whose spikes a value is, as they are or moved; None if it is not."""
     call: Any = moved_from(value)
-    return call if str(getattr(call, "target", "")) in DISCRETE else None
+    return call if str(getattr(call, "target", "")) in _SPIKING else None
 
 
 class _Counting(torch.fx.Interpreter):

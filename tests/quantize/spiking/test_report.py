@@ -12,6 +12,7 @@ from edgekit.compress.modules.qcfs import QCFS
 from edgekit.errors import EdgekitError
 from edgekit.model import Input, Model
 from edgekit.operators.qcfs import spikes
+from edgekit.operators.sign_codes import sign_codes
 from edgekit.quantize.spiking.neurons import LIF
 from edgekit.quantize.spiking.report import AC_PJ, MAC_PJ, count
 from edgekit.work import export
@@ -164,8 +165,16 @@ def test_neurons_along_a_sequence_have_one_step_a_position():
         assert layer.acs == pytest.approx(macs * rate)
 
 
-def test_a_model_without_units_says_how_to_make_one():
-    model = Model(nn.Linear(4, 2).eval(), (Input("input", (1, 4)),), ("y",), "plain")
+class Coded(nn.Linear):
+    """A linear behind signs, which are levels and no spikes."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(sign_codes(input))
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Coded])
+def test_a_model_without_units_says_how_to_make_one(kind):
+    model = Model(kind(4, 2).eval(), (Input("input", (1, 4)),), ("y",), "plain")
     with pytest.raises(EdgekitError, match="no spikes to count") as raised:
         count(export(model), [{"input": np.zeros((1, 4), "float32")}], "plain")
     assert "--pass spiking:steps=8" in raised.value.fix
