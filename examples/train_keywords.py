@@ -36,9 +36,11 @@ LMUFORMER = {
     "lmuformer": {"features": keywords.BANDS, "window": keywords.FRAMES},
     "spiking": {"features": keywords.BANDS, "window": keywords.FRAMES, "neuron": "plif"},
 }
-EPOCHS = {"lmuformer": 14, "spiking": 14, "transformer": 28}
+EPOCHS = {"lmuformer": 28, "spiking": 28, "transformer": 28}
 RATES = {"lmuformer": 6e-3, "spiking": 6e-3, "transformer": 3e-3}
 BATCH = 128
+#: Frames of the shortest clips that a stream is trained on: it is to answer before the last.
+LEAST = 40
 
 
 class Block(nn.Module):
@@ -93,7 +95,8 @@ def main(
     x, y = clips(data / "training.npz")
     model = make_model(name, width)
     start = time.process_time()
-    train(model.module, x, y, epochs, RATES[name])
+    least = LEAST if name in LMUFORMER else keywords.FRAMES
+    train(model.module, x, y, epochs, RATES[name], least)
     model.module.eval()
     if output and name in LMUFORMER:
         reference.save("lmuformer", LMUFORMER[name], model.module, output)
@@ -135,8 +138,12 @@ def operations(model: Model) -> int:
     return measure.operations(model) + steps
 
 
-def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float) -> None:
-    """AdamW with a one-cycle learning rate, on clips that are moved and masked."""
+def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float, least: int) -> None:
+    """AdamW with a one-cycle learning rate, on clips that are moved and masked.
+
+    Args:
+        least: frames; those of a batch end at ``least`` or later, by chance.
+    """
     batch = min(BATCH, len(x))
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
     steps = epochs * (len(x) // batch)
@@ -146,7 +153,8 @@ def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float) -> N
         order = torch.randperm(len(x))
         for start in range(0, len(x) - batch + 1, batch):
             chosen = order[start : start + batch]
-            logits = model(masked(moved(x[chosen])))
+            heard = int(torch.randint(least, x.shape[1] + 1, ()))
+            logits = model(masked(moved(x[chosen]))[:, :heard])
             loss = F.cross_entropy(logits, y[chosen], label_smoothing=0.1)
             optimiser.zero_grad()
             loss.backward()
