@@ -22,7 +22,7 @@ FAST = ("--input", "input:1x6", "--random-weights")
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    (tmp_path / "spiking_models.py").write_text(FACTORY)
+    (tmp_path / "firing_models.py").write_text(FACTORY)
     values = np.random.default_rng(0).standard_normal((9, 6)).astype("float32")
     np.savez(tmp_path / "data.npz", input=values)
     monkeypatch.chdir(tmp_path)
@@ -31,7 +31,7 @@ def here(tmp_path, monkeypatch):
 
 
 def test_tables(edgekit, here):
-    result = edgekit("inspect", "spiking_models:spiking", "--spikes", "data.npz", *FAST)
+    result = edgekit("inspect", "firing_models:spiking", "--spikes", "data.npz", *FAST)
     assert result.code == 0, result.err
     for words in ("the mean of 9 samples", "spike rate", "synaptic operations", "real numbers"):
         assert words in result.out
@@ -40,7 +40,7 @@ def test_tables(edgekit, here):
 
 
 def test_json_has_the_same(edgekit, here):
-    result = edgekit("inspect", "spiking_models:spiking", "--spikes", "data.npz", "--samples", 5,
+    result = edgekit("inspect", "firing_models:spiking", "--spikes", "data.npz", "--samples", 5,
                      *FAST, "--json")  # fmt: skip
     assert result.code == 0, result.err
     told = json.loads(result.out)
@@ -54,11 +54,11 @@ def test_json_has_the_same(edgekit, here):
     ("arguments", "words"),
     [
         (
-            ("spiking_models:plain", "--spikes", "data.npz"),
+            ("firing_models:plain", "--spikes", "data.npz"),
             ("no spikes", "--pass spiking"),
         ),
-        (("spiking_models:spiking", "--spikes", "none.npz"), ("none.npz does not exist",)),
-        (("spiking_models:spiking", "--samples", "4"), ("--samples", "--spikes")),
+        (("firing_models:spiking", "--spikes", "none.npz"), ("none.npz does not exist",)),
+        (("firing_models:spiking", "--samples", "4"), ("--samples", "--spikes")),
     ],
     ids=["no units", "no data", "samples alone"],
 )
