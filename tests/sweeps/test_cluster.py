@@ -51,6 +51,9 @@ def cluster():
         # Light work is not to starve where other work shares the cores.
         for name, value in {**QUIET, "RAY_worker_niceness": "0"}.items():
             patch.setenv(name, value)
+        # Ray writes the cluster's address below this folder, and does not make the place itself.
+        patch.setenv("RAY_TMPDIR", folder)
+        (Path(folder) / "ray").mkdir()
         from ray.cluster_utils import Cluster as Local
 
         head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": folder}
