@@ -118,12 +118,19 @@ def delicate(path: str) -> str:
 
 
 def replace(made: Model, others: Mapping[nn.Module, nn.Module]) -> None:
-    """Put others in the places of modules, in what is exported too."""
-    for root in (made.module, made.traced):
-        for parent in list(root.modules()) if root is not None else ():
-            for name, child in parent._modules.items():
-                if child is not None and child in others:
-                    parent._modules[name] = others[child].train(parent.training)
+    """Put others in the places of modules, in what is exported too.
+
+    Places are found first: one of the others may hold the module whose place it takes.
+    """
+    roots = [root for root in (made.module, made.traced) if root is not None]
+    places = [
+        (parent, name, others[child])
+        for parent in dict.fromkeys(each for root in roots for each in root.modules())
+        for name, child in parent._modules.items()
+        if child is not None and child in others
+    ]
+    for parent, name, other in places:
+        parent._modules[name] = other.train(parent.training)
 
 
 def _called(model: Model, layers: Iterable[nn.Module]) -> set[nn.Module]:

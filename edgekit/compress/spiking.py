@@ -71,10 +71,9 @@ class Spiking:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= 127:
-            from edgekit.compress.modules.qcfs import check_steps
+        from edgekit.compress.modules.qcfs import check_steps
 
-            check_steps(self.steps)
+        check_steps(self.steps)
         if not 0 < self.percentile <= 100:
             raise EdgekitError(
                 f"spiking: percentile={self.percentile} is not above 0 and at most 100.",

@@ -426,3 +426,26 @@ def digits_evaluation(tmp_path, monkeypatch):
     model = families.load(f"timm/{EXAMPLES / 'digits_vit'}", Options())
     splits = ("calibration", "evaluation")
     return model, *(data.open_data(tmp_path / s, model.inputs, model.preprocess) for s in splits)
+
+
+class Around(nn.Module):
+    """What is exported in a module's place, on the same layers."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
+
+
+def test_what_is_exported_takes_the_same_units():
+    module = poolformer().eval()
+    spec = Input("x", (1, 2, 16, 16))
+    model = Model(module, (spec,), ("y",), "around", traced=Around(module))
+    samples = data.random_data(model.inputs, 4, 0)
+    made = apply(Spiking(steps=4), model, Context(data=samples))
+    assert made.traced is not None
+    assert [f"module.{path}" for path in units(made.module)] == list(units(made.traced))
+    x = torch.rand(2, 2, 16, 16)
+    assert torch.equal(made.module(x), made.traced(x))

@@ -24,8 +24,8 @@ from edgekit.compress import attentions
 from edgekit.compress.attentions import SelfAttention
 from edgekit.compress.conversion import fitting
 from edgekit.compress.conversion.places import Place, Reader
+from edgekit.compress.layers import replace
 from edgekit.compress.modules.spiking_attention import TAKEN, SpikingAttention
-from edgekit.compress.reparameterization.blocks import replace
 
 if TYPE_CHECKING:
     from edgekit.compress.batches import Batch
@@ -67,9 +67,7 @@ def swap(pair: Pair, batches: Sequence[Batch], rules: Rules, refit: bool) -> Non
     new = SpikingAttention(parts.heads, parts.head_dim, x.shape[1] > parts.head_dim)
     for name in TAKEN:
         setattr(new, name, getattr(parts, name))
-    new.train(parts.module.training)
-    for root in (made.module, made.traced):
-        replace(root, parts.module, new)
+    replace(made, {parts.module: new})
     _centre(made, new, batches)
     for name in ("query_unit", "key_unit", "value_unit"):
         place = Place(f"{parts.path}.{name}", getattr(new, name), False, 1, parts.heads, ())
@@ -118,4 +116,4 @@ def _scale(pair: Pair, new: SpikingAttention, batches: Sequence[Batch]) -> None:
             given = new.mixed(x).double()
             cross = cross + (given * wanted).sum((0, 2, 3))
             square = square + given.square().sum((0, 2, 3))
-        new.factor.copy_((cross / square)[:, None, None])
+        new.factor.copy_((cross / square.clamp_min(1e-30))[:, None, None])

@@ -27,10 +27,9 @@ from torch import Tensor, nn
 
 from edgekit import interrupt
 from edgekit.compress.conversion.places import Place, Reader, root_of
-from edgekit.compress.layers import assign, matrix_of, rows_of
+from edgekit.compress.layers import assign, matrix_of, replace, rows_of
 from edgekit.compress.modules.encoded import Encoded
 from edgekit.compress.modules.qcfs import QCFS
-from edgekit.compress.reparameterization.blocks import replace
 from edgekit.errors import EdgekitError
 from edgekit.quantize.scales import half_exact
 from edgekit.quantize.spiking import thresholds
@@ -103,9 +102,7 @@ def _scale(found: Tensor, steps: int, path: str) -> float:
 
 def _put(made: Model, place: Place, unit: QCFS) -> None:
     new = Encoded(unit, place.module) if place.signed else unit
-    new.train(place.module.training)
-    for root in (made.module, made.traced):
-        replace(root, place.module, new)
+    replace(made, {place.module: new})
 
 
 def _activated(place: Place, x: Tensor) -> Tensor:
